@@ -1,0 +1,1 @@
+"""Artifacts: the only code that writes data files."""

@@ -1,0 +1,92 @@
+"""Durable file writes: aside, synced, renamed, so that a file is either whole or absent."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from dasd_megatron.errors import UserError
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+    """Calls `write` with a file beside `path` and renames it to `path` once it is on disk.
+
+    Raises UserError where the disk is full or the folder can't be written; nothing is left behind then.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise disk_error(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def disk_error(path: Path, error: OSError) -> UserError:
+    """The message for a write to `path` that the system refused."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(f"{path}: the disk is full; free some space and run the same command again, it goes on from here")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return UserError(f"{path}: can't be written ({error.strerror}); choose another run_dir or make it writable")
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return UserError(f"{path}: a file is in the way of a folder ({error.strerror}); move it, or choose another run_dir")
+    return UserError(f"{path}: can't be written: {error}")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """`content` as indented JSON, keys in their order."""
+    data = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+    write_atomically(path, lambda file: file.write(data) and None)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames inside `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def try_lock(path: Path) -> IO[str] | None:
+    """An exclusive lock on `path`, held until the file is closed or the process ends; None if another holds it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError as error:
+        raise disk_error(path, error) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file
+
+
+@contextlib.contextmanager
+def lock(path: Path, busy: str, patience: float = 10.0) -> Iterator[None]:
+    """Holds the lock on `path`. Waits `patience` seconds for a holder that is just dying, then raises UserError(busy)."""
+    deadline = time.monotonic() + patience
+    while (file := try_lock(path)) is None:
+        if time.monotonic() > deadline:
+            raise UserError(busy)
+        time.sleep(0.1)
+    with file:
+        file.truncate(0)
+        file.write(f"pid {os.getpid()}\n")
+        file.flush()
+        yield

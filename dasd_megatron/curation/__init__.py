@@ -1,0 +1,1 @@
+"""From sampled responses to packs of training documents. Needs no torch."""

@@ -1,0 +1,1 @@
+"""Accuracy and alignment of a model on held-out problems."""

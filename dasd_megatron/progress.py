@@ -1,0 +1,47 @@
+"""Progress of long work: a bar with rate and time left on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from tqdm import tqdm
+
+LOG_INTERVAL = 15.0  # seconds between lines where standard error is no terminal
+
+
+class Progress:
+    """Counts `total` units of work; use as a context manager."""
+
+    def __init__(self, label: str, total: int, unit: str, done: int = 0) -> None:
+        self.label, self.total, self.unit, self.done = label, total, unit, done
+        self._first, self._start = done, time.monotonic()
+        self._logged = self._start
+        self._bar: tqdm[None] | None = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=total, initial=done, desc=label, unit=unit, dynamic_ncols=True)
+
+    def update(self, done: int, note: str = "") -> None:
+        """Sets the count reached, with a short note such as the loss."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(done - self.done)
+        self.done = done
+        now = time.monotonic()
+        if self._bar is None and (now - self._logged > LOG_INTERVAL or done == self.total):
+            self._logged = now
+            rate = (done - self._first) / max(now - self._start, 1e-9)
+            left = f", {(self.total - done) / rate:.0f} s left" if rate > 0 and done < self.total else ""
+            print(
+                f"{self.label}: {done}/{self.total} {self.unit}, {rate:.1f} {self.unit}/s{left} {note}".rstrip(),
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.close()

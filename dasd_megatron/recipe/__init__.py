@@ -1,0 +1,1 @@
+"""Typed recipes: what a distillation is, and the steps it implies."""

@@ -1,0 +1,274 @@
+"""The recipe: every setting of a distillation, its type, its default and the reason for it.
+
+Defaults are stated here and nowhere else. Where the paper (arXiv 2601.09088) gives a number it is the default; where it
+leaves a choice open, the comment says what was chosen and why.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+
+
+class Section(BaseModel):
+    """A part of the recipe: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Model(Section):
+    """A Hugging Face model folder and how to talk to it."""
+
+    model: Path
+    # How a response separates its reasoning from its answer: Qwen3's `<think>...</think>`, or gpt-oss's channels.
+    response_format: Literal["think", "harmony"] = "think"
+    system_prompt: str | None = None
+    # Passed to the chat template as they are, for example {enable_thinking: true}.
+    template_kwargs: dict[str, Any] = {}
+
+
+class Columns(Section):
+    """Names of a prompt file's columns. `uuid`, `domain` and `answer` may be absent from the file (null)."""
+
+    uuid: str | None = "uuid"
+    input: str = "input"
+    domain: str | None = "domain"
+    answer: str | None = "answer"
+
+
+class PromptSource(Section):
+    """Where problems come from: a JSONL or Parquet file, or a data set of the `datasets` library."""
+
+    path: Path | None = None
+    dataset: str | None = None
+    split: str = "train"
+    columns: Columns = Columns()
+    # The first so many rows that are well formed; all of them by default.
+    limit: Positive | None = None
+    # A row that is empty, malformed, or repeats a uuid: stop and name the line, or set it aside and count it.
+    bad_rows: Literal["error", "drop"] = "error"
+
+    @model_validator(mode="after")
+    def _one_source(self) -> PromptSource:
+        if (self.path is None) == (self.dataset is None):
+            raise ValueError("give exactly one of path and dataset")
+        return self
+
+
+class Prompts(Section):
+    """Problems to learn from and held-out problems to measure on."""
+
+    train: PromptSource
+    test: PromptSource
+
+
+class Engine(Section):
+    """What samples and scores."""
+
+    name: Literal["vllm", "transformers"] = "vllm"
+    # float32 where results are compared; bfloat16 noise is about 0.03 nats a token.
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    tensor_parallel: Positive = 1
+    # Sequences decoded together in one engine.
+    max_batch: Positive = 256
+    # Share of a GPU's memory for weights and KV cache; on a CPU, the KV cache takes cpu_kv_cache_gib.
+    gpu_memory_utilization: Probability = 0.9
+    cpu_kv_cache_gib: Positive = 1
+
+
+class Sampling(Section):
+    """How the teacher answers. The paper samples several responses a question; it does not say how many."""
+
+    responses_per_prompt: Positive = 4
+    max_tokens: Positive = 65_536
+    top_p: Probability = 1.0
+    # A shard is what a killed run loses at most, and what replicas share out.
+    prompts_per_shard: Positive = 256
+
+
+class Filters(Section):
+    """What never reaches training (paper, section 2.2). The repetition limits are ours: the paper states none.
+
+    They are loose: a limit that drops good reasoning costs more than one that lets a rare loop through.
+    """
+
+    # Prompt, response and end of turn must fit packing.context_length in the student's tokens; no separate limit.
+    # Share of the response's n-grams of student tokens that have occurred before in it.
+    ngram_size: Positive = 20
+    max_repeated_ngrams: Probability = 0.5
+    # Times that one sentence or paragraph of at least min_repeated_chars characters may occur.
+    max_sentence_repeats: Positive = 20
+    max_paragraph_repeats: Positive = 8
+    min_repeated_chars: Positive = 24
+
+
+class Selection(Section):
+    """Divergence-aware sampling (paper, section 2.3), or random choice under the same budget.
+
+    Default score: the share of sentences with p_T - p_S > 0.5. A difference of probabilities, not a ratio: a log-ratio
+    rewards sentences that both models find unlikely, such as the teacher's own slips.
+    """
+
+    method: Literal["divergence", "random"] = "divergence"
+    score: Literal["share_above", "mean_difference", "mean_log_ratio"] = "share_above"
+    # p_T - p_S above which a sentence counts as Teacher, and below whose negative as Student.
+    threshold: Probability = 0.5
+    responses_per_prompt: Positive = 1
+    # Budget in all; by default every prompt keeps its quota.
+    total: Positive | None = None
+
+
+class Packing(Section):
+    """Documents are packed greedily to the context length, each isolated from its neighbours."""
+
+    context_length: Positive = 65_536
+    # Off only for studies: documents of a pack then attend to one another.
+    isolate_documents: bool = True
+
+
+class Parallel(Section):
+    """How a training stage is split over ranks. Results don't depend on it, so it is no part of an artifact's name."""
+
+    tensor: Positive = 1
+    pipeline: Positive = 1
+    data: Positive = 1
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks (processes, and GPUs where there are any)."""
+        return self.tensor * self.pipeline * self.data
+
+
+class Training(Section):
+    """The paper's settings (section 3.1), identical in both sampled stages."""
+
+    epochs: Positive = 6
+    # Overrides epochs, for short runs.
+    steps: Positive | None = None
+    global_batch: Positive = 64  # packs a step
+    learning_rate: float = Field(5e-5, gt=0)
+    min_learning_rate: float = Field(1e-5, ge=0)
+    warmup_ratio: Probability = 0.1
+    adam_beta1: Probability = 0.9
+    adam_beta2: Probability = 0.95
+    adam_eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.1, ge=0)
+    clip_grad: float = Field(1.0, gt=0)
+    precision: Literal["fp32", "bf16"] = "bf16"
+    save_every: Positive = 100  # steps
+    keep_checkpoints: Positive = 2
+
+    @model_validator(mode="after")
+    def _schedule(self) -> Training:
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError("min_learning_rate is above learning_rate")
+        return self
+
+
+class MixedPolicy(Section):
+    """The student begins, the teacher finishes (paper, section 2.4)."""
+
+    prompts: Positive | None = 50_000
+    temperature: float = Field(1.0, ge=0)
+    # The student's answer is capped at this multiple of the teacher's length, in student tokens.
+    length_cap: float = Field(1.5, gt=0)
+    # Cut at a random position from here to the end. Beyond half: the student must have gone astray on its own.
+    cut_after: Probability = 0.5
+    # The paper keeps truncated answers: there student and teacher part. `wrong` adds those with a wrong final answer.
+    keep: Literal["truncated", "truncated_or_wrong"] = "truncated"
+    # Off-policy rows of the stage before, for each mixed one (the paper's ablation: 20K to 7.7K).
+    off_policy_ratio: float = Field(2.6, ge=0)
+    # Masking the student's prefix hurt (AIME24 80.8 against 83.3).
+    mask_prefix: bool = False
+
+
+class Stage(Section):
+    """One training stage. Each starts from the stage before it, the first one from the student."""
+
+    name: Name
+    # Temperature at which the teacher was sampled for this stage's data; null for the mixed-policy stage.
+    temperature: float | None = Field(None, ge=0)
+    # Keys of `training` that differ in this stage.
+    training: dict[str, Any] = {}
+
+
+class Evaluation(Section):
+    """Held-out measures. Paper: T=1.0, top-p 1, 64 samples a problem (avg@64)."""
+
+    temperatures: list[float] = [0.6, 1.0]
+    samples: Positive = 64
+    max_tokens: Positive = 81_920
+    # How an answer is compared with the reference: the exact text, or equal numbers.
+    grader: Literal["exact", "number"] = "number"
+    # Teacher samples (T=1) on held-out problems, over which KL(teacher || student) is estimated.
+    alignment_prompts: Positive = 1000
+    problems_per_shard: Positive = 512
+
+
+class Launch(Section):
+    """Where and how wide steps run. Never changes a result."""
+
+    # Engine processes side by side in a sampling, scoring or evaluation step.
+    replicas: Positive = 1
+    # Threads of each process; on shared CPU cores more than one is slower.
+    threads: Positive = 1
+
+
+class Recipe(Section):
+    """A whole distillation."""
+
+    name: Name
+    run_dir: Path
+    seed: int = 42
+    teacher: Model
+    student: Model
+    prompts: Prompts
+    engine: Engine = Engine()
+    sampling: Sampling = Sampling()
+    # What ends a sentence, as a regular expression that consumes the end. The default: closing punctuation before
+    # white space (so that 3.14 holds together), CJK full stops, and line breaks.
+    sentence_end: str = r"[.!?]+[\"')\]]*\s+|[。！？]+|\n+"
+    filters: Filters = Filters()
+    selection: Selection = Selection()
+    packing: Packing = Packing()
+    training: Training = Training()
+    parallel: Parallel = Parallel()
+    mixed_policy: MixedPolicy = MixedPolicy()
+    stages: list[Stage] = [
+        Stage(name="low_temperature", temperature=0.6),
+        Stage(name="high_temperature", temperature=1.0),
+        Stage(name="mixed_policy", training={"epochs": 1}),
+    ]
+    evaluation: Evaluation = Evaluation()
+    launch: Launch = Launch()
+
+    @model_validator(mode="after")
+    def _possible(self) -> Recipe:
+        names = [stage.name for stage in self.stages]
+        if not names:
+            raise ValueError("stages is empty: give at least one")
+        if len(set(names)) < len(names) or {"student", "teacher"} & set(names):
+            raise ValueError("stages need distinct names, other than student and teacher")
+        if self.stages[0].temperature is None:
+            raise ValueError(f"stages.0 ({names[0]}): the first stage needs a temperature; only a later one can be mixed policy")
+        if self.training.global_batch % self.parallel.data:
+            raise ValueError(
+                f"training.global_batch={self.training.global_batch} is no multiple of parallel.data={self.parallel.data}"
+            )
+        if self.sampling.max_tokens > self.packing.context_length:
+            raise ValueError(
+                f"sampling.max_tokens={self.sampling.max_tokens} is above packing.context_length="
+                f"{self.packing.context_length}: such a response could never be trained on"
+            )
+        return self
+
+    def stage_training(self, stage: Stage) -> Training:
+        """`training` with this stage's differences."""
+        return Training(**{**self.training.model_dump(), **stage.training})

@@ -1,0 +1,1 @@
+"""Engines that sample and score, and the steps that use them."""

@@ -1,0 +1,68 @@
+"""The protocol of an engine: token ids in, token ids and log-probabilities out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+
+@dataclass(frozen=True)
+class Request:
+    """One response to sample.
+
+    Attributes:
+        prompt_ids: token ids to continue.
+        seed: makes the sample reproducible, whatever else is sampled with it.
+        max_tokens: the longest response.
+    """
+
+    prompt_ids: Sequence[int]
+    seed: int
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sampled response.
+
+    Attributes:
+        token_ids: [n], the end-of-turn token included where the model wrote it.
+        logprobs: [n], natural log-probability of each token under the model at T=1, whatever the sampling temperature.
+        finish_reason: "stop" if the model ended its turn, "length" if it was cut off.
+    """
+
+    token_ids: list[int]
+    logprobs: list[float]
+    finish_reason: Literal["stop", "length"]
+
+
+class Engine(Protocol):
+    """Samples from a model and scores text under it."""
+
+    def generate(
+        self, requests: Sequence[Request], temperature: float, top_p: float, stop_ids: Sequence[int]
+    ) -> list[Sample]:
+        """One sample a request, in order; temperature 0 is greedy. Any of `stop_ids` ends a response."""
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """For each sequence of n token ids the T=1 log-probabilities of tokens 1..n-1, [n - 1]."""
+
+
+def open_engine(model: Path, config: Mapping[str, Any]) -> Engine:
+    """The engine that the recipe's `engine` section asks for, with this model loaded."""
+    if config["name"] == "vllm":
+        from dasd_megatron.sampling.vllm_engine import VllmEngine
+
+        return VllmEngine(model, config)
+    from dasd_megatron.sampling.transformers_engine import TransformersEngine
+
+    return TransformersEngine(model, config)
+
+
+def sample_seed(*parts: object) -> int:
+    """A seed from what identifies a sample (recipe seed, uuid, index): the same in every run and every shard size."""
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

@@ -1,0 +1,119 @@
+"""Step `prompts`: problems from JSONL, Parquet or a `datasets` name, as rows `uuid, input, domain, answer`."""
+
+from __future__ import annotations
+
+import json
+import uuid as uuid_module
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dasd_megatron.errors import UserError
+from dasd_megatron.step import StepContext
+
+PROMPTS = pa.schema(
+    [("uuid", pa.string()), ("input", pa.string()), ("domain", pa.string()), ("answer", pa.string())]
+)
+DROPPED = pa.schema([("place", pa.string()), ("reason", pa.string()), ("content", pa.string())])
+
+
+class BadRow(Exception):
+    """A row that can't become a prompt: the reason (a short name for counting) and what is wrong with it."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+def run(context: StepContext) -> dict[str, Any]:
+    """Reads, checks and writes all prompts. A bad row stops the step with its place, or is set aside and counted."""
+    source = context.config["source"]
+    path = context.inputs.get("source")
+    kept: list[dict[str, str | None]] = []
+    dropped: list[dict[str, str]] = []
+    seen: dict[str, str] = {}
+    for place, raw in _raw_rows(path, source):
+        if source["limit"] is not None and len(kept) == source["limit"]:
+            break
+        try:
+            row = prompt_row(raw, source["columns"])
+            uuid = str(row["uuid"])
+            if uuid in seen:
+                raise BadRow("duplicate_uuid", f"uuid {uuid!r} stands at {seen[uuid]} already")
+        except BadRow as bad:
+            if source["bad_rows"] == "error":
+                raise UserError(f"{place}: {bad}; mend it, or set prompts.*.bad_rows=drop to set such rows aside") from None
+            content = raw if isinstance(raw, str) else json.dumps(raw, ensure_ascii=False, default=str)
+            dropped.append({"place": place, "reason": bad.reason, "content": content})
+            continue
+        seen[uuid] = place
+        kept.append(row)
+    if not kept:
+        raise UserError(f"{path or source['dataset']}: no usable prompt in it")
+    context.output.write_shard("dropped", 0, pa.Table.from_pylist(dropped, DROPPED))
+    context.output.write_shard("prompts", 0, pa.Table.from_pylist(kept, PROMPTS))
+    return {"counts": {"prompts": len(kept)}, "dropped": dict(Counter(row["reason"] for row in dropped))}
+
+
+def prompt_row(raw: str | Mapping[str, Any], columns: Mapping[str, str | None]) -> dict[str, str | None]:
+    """One prompt from a JSON line or a mapping. Raises BadRow."""
+    if isinstance(raw, str):
+        if not raw.strip():
+            raise BadRow("empty_line", "the line is empty")
+        try:
+            raw = json.loads(raw)
+        except ValueError as error:
+            raise BadRow("malformed_json", f"not valid JSON ({error})") from None
+        if not isinstance(raw, dict):
+            raise BadRow("malformed_json", "a line must be one JSON object")
+    text = raw.get(columns["input"] or "input")
+    if not isinstance(text, str) or not text.strip():
+        raise BadRow("no_input", f"column {columns['input']!r} is missing or empty; name the right one in prompts.*.columns.input")
+    values: dict[str, str | None] = {"input": text}
+    for name in ("uuid", "domain", "answer"):
+        column = columns[name]
+        value = raw.get(column) if column else None
+        if value is not None and not isinstance(value, (str, int, float)):
+            raise BadRow(f"bad_{name}", f"column {column!r} holds {type(value).__name__}, not text or a number")
+        values[name] = None if value is None else str(value)
+    if not values["uuid"]:
+        values["uuid"] = str(uuid_module.uuid5(uuid_module.NAMESPACE_OID, text))
+    return values
+
+
+def _raw_rows(path: Path | None, source: Mapping[str, Any]) -> Iterator[tuple[str, str | Mapping[str, Any]]]:
+    """Rows with the place (file and line or row) to name in an error."""
+    if path is None:
+        yield from _dataset_rows(source)
+    elif path.suffix == ".parquet":
+        try:
+            batches = pq.ParquetFile(path).iter_batches()
+            rows = (row for batch in batches for row in batch.to_pylist())
+            yield from ((f"{path}: row {number}", row) for number, row in enumerate(rows, 1))
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"{path}: can't be read as Parquet: {error}") from None
+    else:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    yield f"{path}: line {number}", line.decode()
+                except UnicodeDecodeError:
+                    yield f"{path}: line {number}", "\ufffd"  # is not JSON, and is reported as such
+
+
+def _dataset_rows(source: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise UserError("prompts.*.dataset needs the datasets library: pip install datasets") from None
+    name = source["dataset"]
+    try:
+        rows = load_dataset(name, split=source["split"])
+    except Exception as error:  # the library raises many kinds: unknown name, unknown split, no network
+        raise UserError(f"data set {name!r}, split {source['split']!r}: can't be loaded: {error}") from None
+    for number, row in enumerate(rows, 1):
+        yield f"{name}: row {number}", row

@@ -1,0 +1,1 @@
+"""Tokenizers, chat templates and byte offsets. Needs no torch."""

@@ -1,0 +1,93 @@
+"""A model's tokenizer and chat template: prompts to token ids, text to token ids with byte offsets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dasd_megatron.errors import UserError
+from dasd_megatron.tokenization.token_bytes import TokenBytes, byte_spans
+
+# Stands for the assistant's turn when looking for what the template puts after it.
+_PROBE = "0"
+
+
+class ChatTokenizer:
+    """The tokenizer in a Hugging Face model folder, with its chat template.
+
+    Raises UserError when the folder holds no usable fast tokenizer or no chat template.
+    """
+
+    def __init__(self, folder: Path, system_prompt: str | None = None, template_kwargs: Mapping[str, Any] | None = None) -> None:
+        from transformers import PreTrainedTokenizerFast  # not AutoTokenizer: that one imports torch
+
+        self.folder = folder
+        try:
+            self._tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
+        except Exception as error:  # the library raises many kinds for damaged files
+            raise UserError(f"{folder}: the tokenizer can't be loaded: {error}") from None
+        if not self._tokenizer.chat_template:
+            raise UserError(
+                f"{folder}: the tokenizer has no chat template; put the model's chat_template.jinja into the folder"
+            )
+        self._system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
+        self._template_kwargs = dict(template_kwargs or {})
+        self.token_bytes = TokenBytes(json.loads(self._tokenizer.backend_tokenizer.to_str()))
+        self.end_of_turn_id = self._end_of_turn_id()
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """Token ids of a conversation with one user message, up to where the assistant's answer begins."""
+        messages = [*self._system, {"role": "user", "content": text}]
+        return self.encode(self._render(messages, add_generation_prompt=True))
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text` as it is: nothing added before or after."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    def encode_with_spans(self, text: str) -> tuple[list[int], list[int]]:
+        """Token ids of `text`, and the byte offset in its UTF-8 form where each token starts (see `byte_spans`)."""
+        encoding = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        starts = byte_spans(text, encoding["input_ids"], encoding["offset_mapping"], self.token_bytes)
+        return encoding["input_ids"], starts
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        """The bytes that these tokens stand for, special tokens as their names."""
+        return b"".join(self.token_bytes[token] for token in ids)
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of the tokens that the tokenizer marks special: they structure a conversation and are no text."""
+        added = self._tokenizer.added_tokens_decoder
+        return frozenset(token for token, content in added.items() if content.special)
+
+    def token_id(self, name: str) -> int | None:
+        """Id of the token with this name, or None."""
+        ids = self._tokenizer.get_added_vocab()
+        return ids.get(name)
+
+    def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt, **self._template_kwargs
+            )
+        except Exception as error:  # jinja errors, and templates that call raise_exception
+            raise UserError(f"{self.folder}: the chat template refused the messages: {error}") from None
+        return text
+
+    def _end_of_turn_id(self) -> int:
+        """The token with which the template closes an assistant's turn, which training must teach.
+
+        Taken from the template, not from eos_token: base models name an eos that their chat template doesn't use.
+        """
+        turn = [*self._system, {"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE}]
+        rendered = self._render(turn, add_generation_prompt=False)
+        after = self.encode(rendered[rendered.rfind(_PROBE) + len(_PROBE) :])
+        if not after or after[0] not in self._tokenizer.added_tokens_decoder:
+            raise UserError(
+                f"{self.folder}: the chat template puts no special token after an assistant's turn, so the student could "
+                "not learn to stop; use the template of the model's chat version"
+            )
+        return after[0]

@@ -27,9 +27,9 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(done - self.done)
-        self.done = done
+        changed, self.done = done != self.done, done
         now = time.monotonic()
-        if self._bar is None and (now - self._logged > LOG_INTERVAL or done == self.total):
+        if self._bar is None and (now - self._logged > LOG_INTERVAL or (changed and done == self.total)):
             self._logged = now
             rate = (done - self._first) / max(now - self._start, 1e-9)
             left = f", {(self.total - done) / rate:.0f} s left" if rate > 0 and done < self.total else ""

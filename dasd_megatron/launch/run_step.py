@@ -153,6 +153,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ["OMP_NUM_THREADS"] = str(step.execution["threads"])
         if args.replica:
             run_replica(step)
+            sys.stderr.flush()
+            os._exit(0)  # all is on disk; taking an engine down in order costs seconds
         else:
             command = ["-m", "dasd_megatron.launch.run_step", str(args.recipe), args.step, *args.overrides]
             run_step(step, command)

@@ -80,7 +80,7 @@ class ModelRecipe:
 
 
 RECIPES: dict[str, ModelRecipe] = {
-    "teacher": ModelRecipe(tokenizer=TEACHER, hidden_size=96, intermediate_size=256, steps=4000),
+    "teacher": ModelRecipe(tokenizer=TEACHER, hidden_size=96, intermediate_size=256, steps=1600),
     "student": ModelRecipe(
         tokenizer=STUDENT,
         hidden_size=64,

@@ -1,0 +1,106 @@
+"""Hugging Face safetensors to a Megatron distributed checkpoint and back, by the family's table."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from conversion.hf_model import INDEX, HFModel
+from dasd_megatron.artifacts.files import disk_error, write_json
+from dasd_megatron.errors import UserError
+from dasd_megatron.recipe.schema import Parallel
+from dasd_megatron.training import platform
+
+platform.prepare()
+
+from dasd_megatron.training.checkpoint import load_weights, save_weights  # noqa: E402
+from dasd_megatron.training.distributed import process_groups  # noqa: E402
+from dasd_megatron.training.model import build_model, named_weights  # noqa: E402
+
+# Files of a model folder besides config and weights that a tokenizer and generation need.
+CARRIED = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+SHARD_BYTES = 5 << 30
+
+
+def import_hf(hf_folder: Path, megatron: Path) -> dict[str, int]:
+    """Writes the weights of `hf_folder` as a Megatron checkpoint. Returns counts."""
+    hf = HFModel(hf_folder)
+    with process_groups(Parallel(), seed=0), torch.no_grad():
+        model = build_model(hf, Parallel(), _dtype(hf), max_length=1)
+        weights = dict(named_weights(model))
+        for name, hf_names, entry in hf.family.entries(hf.shape):
+            source = entry.to_megatron(tuple(hf.tensor(hf_name) for hf_name in hf_names), hf.shape)
+            target = weights.pop(name)
+            if source.shape != target.shape:
+                raise UserError(
+                    f"{hf_folder}: {', '.join(hf_names)} make a tensor of shape {tuple(source.shape)}, but config.json "
+                    f"implies {tuple(target.shape)}"
+                )
+            target.copy_(source)
+        assert not weights, f"the table of {hf.family.architecture} lacks {sorted(weights)}"
+        save_weights(model, megatron)
+        return {"tensors": len(list(model.parameters())), "parameters": sum(p.numel() for p in model.parameters())}
+
+
+def export_hf(megatron: Path, like: Path, folder: Path) -> dict[str, int]:
+    """Writes a Megatron checkpoint as a Hugging Face model; config, tokenizer and templates come from `like`."""
+    hf = HFModel(like)
+    with process_groups(Parallel(), seed=0), torch.no_grad():
+        model = build_model(hf, Parallel(), _dtype(hf), max_length=1)
+        load_weights(model, megatron)
+        weights = dict(named_weights(model))
+        tensors: dict[str, torch.Tensor] = {}
+        for name, hf_names, entry in hf.family.entries(hf.shape):
+            parts = entry.to_hf(weights[name], hf.shape)
+            tensors.update(zip(hf_names, (part.contiguous() for part in parts), strict=True))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _write_shards(tensors, folder)
+            for file in CARRIED:
+                if (like / file).is_file():
+                    shutil.copyfile(like / file, folder / file)
+        except OSError as error:
+            raise disk_error(folder, error) from error
+        write_json(folder / "config.json", hf.config)
+        return {"tensors": len(tensors), "parameters": sum(tensor.numel() for tensor in tensors.values())}
+
+
+def _write_shards(tensors: dict[str, torch.Tensor], folder: Path) -> None:
+    shards: list[dict[str, torch.Tensor]] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        if size + tensor.nbytes > SHARD_BYTES and shards[-1]:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    if len(shards) == 1:
+        save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    weight_map = {}
+    for number, shard in enumerate(shards, 1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(shard, file))
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2))
+
+
+def _dtype(hf: HFModel) -> torch.dtype:
+    name = hf.config.get("dtype") or hf.config.get("torch_dtype") or "float32"
+    return torch.bfloat16 if name == "bfloat16" else torch.float32

@@ -1,0 +1,143 @@
+"""The language of the conversion tables: one entry a Megatron parameter, with the Hugging Face tensors that make it up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from dasd_megatron.errors import UserError
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the tables need to know of a model."""
+
+    layers: int
+    hidden: int
+    heads: int
+    query_groups: int
+    head_dim: int
+    vocabulary: int
+    tied: bool
+
+
+class Entry(Protocol):
+    """One Megatron parameter; names hold `{layer}` where there is one a layer."""
+
+    megatron: str
+    untied_only: bool
+
+    @property
+    def hf(self) -> tuple[str, ...]:
+        """Names of the Hugging Face tensors."""
+
+    def to_megatron(self, tensors: tuple[torch.Tensor, ...], shape: Shape) -> torch.Tensor:
+        """The whole Megatron parameter (before any splitting over ranks)."""
+
+    def to_hf(self, parameter: torch.Tensor, shape: Shape) -> tuple[torch.Tensor, ...]:
+        """The Hugging Face tensors, in the order of `hf`."""
+
+
+@dataclass(frozen=True)
+class Plain:
+    """The same tensor under another name."""
+
+    megatron: str
+    name: str
+    untied_only: bool = False
+
+    @property
+    def hf(self) -> tuple[str, ...]:
+        """See Entry."""
+        return (self.name,)
+
+    def to_megatron(self, tensors: tuple[torch.Tensor, ...], shape: Shape) -> torch.Tensor:
+        """See Entry."""
+        return tensors[0]
+
+    def to_hf(self, parameter: torch.Tensor, shape: Shape) -> tuple[torch.Tensor, ...]:
+        """See Entry."""
+        return (parameter,)
+
+
+@dataclass(frozen=True)
+class QKV:
+    """Query, key and value in one matrix, interleaved by query group: the group's queries, its key, its value."""
+
+    megatron: str
+    query: str
+    key: str
+    value: str
+    untied_only: bool = False
+
+    @property
+    def hf(self) -> tuple[str, ...]:
+        """See Entry."""
+        return (self.query, self.key, self.value)
+
+    def to_megatron(self, tensors: tuple[torch.Tensor, ...], shape: Shape) -> torch.Tensor:
+        """See Entry."""
+        per_group = [tensor.reshape(shape.query_groups, -1, *tensor.shape[1:]) for tensor in tensors]
+        return torch.cat(per_group, 1).flatten(0, 1)
+
+    def to_hf(self, parameter: torch.Tensor, shape: Shape) -> tuple[torch.Tensor, ...]:
+        """See Entry."""
+        rows = shape.heads // shape.query_groups * shape.head_dim
+        per_group = parameter.reshape(shape.query_groups, -1, *parameter.shape[1:])
+        parts = per_group.split([rows, shape.head_dim, shape.head_dim], 1)
+        return tuple(part.flatten(0, 1) for part in parts)
+
+
+@dataclass(frozen=True)
+class GateUp:
+    """The gate and up projections of a gated MLP, one after the other."""
+
+    megatron: str
+    gate: str
+    up: str
+    untied_only: bool = False
+
+    @property
+    def hf(self) -> tuple[str, ...]:
+        """See Entry."""
+        return (self.gate, self.up)
+
+    def to_megatron(self, tensors: tuple[torch.Tensor, ...], shape: Shape) -> torch.Tensor:
+        """See Entry."""
+        return torch.cat(tensors)
+
+    def to_hf(self, parameter: torch.Tensor, shape: Shape) -> tuple[torch.Tensor, ...]:
+        """See Entry."""
+        gate, up = parameter.chunk(2)
+        return gate, up
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family: which config fields are understood, and its table."""
+
+    architecture: str
+    used: tuple[str, ...]
+    fixed: Mapping[str, tuple[Any, ...]]
+    ignored: tuple[str, ...]
+    tensors: tuple[Entry, ...] = field(repr=False)
+
+    def entries(self, shape: Shape) -> Iterator[tuple[str, tuple[str, ...], Entry]]:
+        """(Megatron name, HF names, entry) of every parameter, layers written out."""
+        for entry in self.tensors:
+            if entry.untied_only and shape.tied:
+                continue
+            layers = range(shape.layers) if "{layer}" in entry.megatron else (0,)
+            for layer in layers:
+                yield entry.megatron.format(layer=layer), tuple(name.format(layer=layer) for name in entry.hf), entry
+
+    def check(self, config: Mapping[str, Any], place: str) -> None:
+        """Raises UserError for a field that changes the mathematics and isn't understood."""
+        for name, value in config.items():
+            if name in self.fixed and value not in self.fixed[name]:
+                raise UserError(f"{place}: {name}={value!r} isn't supported for {self.architecture}; only {self.fixed[name][0]!r} is")
+            if name not in self.used and name not in self.fixed and name not in self.ignored:
+                raise UserError(f"{place}: the field {name!r} isn't known for {self.architecture}, and it may change what the model computes")

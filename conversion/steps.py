@@ -1,0 +1,19 @@
+"""Steps `import` and `export`: the student into Megatron's format, and each stage's checkpoint out of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from conversion.convert import export_hf, import_hf
+from dasd_megatron.step import StepContext
+from dasd_megatron.training.train import CHECKPOINT
+
+
+def import_student(context: StepContext) -> dict[str, Any]:
+    """The student's weights as the checkpoint that the first stage starts from."""
+    return {"counts": import_hf(context.inputs["model"], context.output.path / CHECKPOINT)}
+
+
+def export_student(context: StepContext) -> dict[str, Any]:
+    """A stage's checkpoint as a Hugging Face model folder, with the student's tokenizer and templates."""
+    return {"counts": export_hf(context.inputs["checkpoint"] / CHECKPOINT, context.inputs["model"], context.output.path)}

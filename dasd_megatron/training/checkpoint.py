@@ -1,0 +1,112 @@
+"""Checkpoints in Megatron's distributed format: independent of the layout, written aside, then renamed.
+
+A folder that carries its final name is whole; the newest one is what a killed stage resumes from.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.optimizer import MegatronOptimizer
+
+from dasd_megatron.artifacts.files import disk_error, sync_folder
+from dasd_megatron.errors import UserError
+from dasd_megatron.training.platform import optimizer_checks
+
+_STEP = re.compile(r"step-(\d+)")
+
+
+def save_weights(model: GPTModel, folder: Path) -> None:
+    """Writes the weights alone; called on every rank."""
+    _save({"model": model.sharded_state_dict(metadata=_metadata())}, folder)
+
+
+def load_weights(model: GPTModel, folder: Path) -> None:
+    """Loads weights written in any layout; called on every rank."""
+    state = _load({"model": model.sharded_state_dict(metadata=_metadata())}, folder)
+    model.load_state_dict(state["model"])
+
+
+def save_step(model: GPTModel, optimizer: MegatronOptimizer, folder: Path, step: int, keep: int) -> None:
+    """Writes `folder/step-N`: everything that the steps after N depend on. Older ones beyond `keep` are removed."""
+    weights = model.sharded_state_dict(metadata=_metadata())
+    with optimizer_checks():
+        state = {"model": weights, "optimizer": optimizer.sharded_state_dict(weights, metadata=_metadata())}
+    _save({**state, "step": step}, folder / f"step-{step:07d}")
+    if dist.get_rank() == 0:
+        for old in step_folders(folder)[:-keep]:
+            shutil.rmtree(old)
+
+
+def load_latest_step(model: GPTModel, optimizer: MegatronOptimizer, folder: Path) -> int:
+    """Loads the newest `folder/step-N` and returns N; 0 where there is none."""
+    found = step_folders(folder)
+    if not found:
+        return 0
+    weights = model.sharded_state_dict(metadata=_metadata())
+    with optimizer_checks():
+        wanted = optimizer.sharded_state_dict(weights, is_loading=True, metadata=_metadata())
+        state = _load({"model": weights, "optimizer": wanted, "step": 0}, found[-1])
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"])
+
+
+def step_folders(folder: Path) -> list[Path]:
+    """Finished step checkpoints, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if _STEP.fullmatch(path.name))
+
+
+def _metadata() -> dict[str, Any]:
+    # `fully_reshardable`: optimizer state, too, can be loaded in another layout.
+    return {
+        "distrib_optim_sharding_type": "fully_reshardable",
+        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
+    }
+
+
+def _save(state: dict[str, Any], folder: Path) -> None:
+    aside = folder.with_name(f".{folder.name}.tmp")
+    failure: UserError | None = None
+    if dist.get_rank() == 0:
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+        except OSError as error:
+            failure = disk_error(aside, error)
+    _agree(failure)
+    try:
+        dist_checkpointing.save(state, str(aside))
+    except OSError as error:
+        failure = disk_error(folder, error)
+    _agree(failure)
+    if dist.get_rank() == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
+        sync_folder(folder.parent)
+    dist.barrier()
+
+
+def _agree(failure: UserError | None) -> None:
+    """Raises on every rank what went wrong on any of them; a rank that went on alone would wait for ever."""
+    failures: list[UserError | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(failures, failure)
+    for found in failures:
+        if found is not None:
+            raise found
+
+
+def _load(state: dict[str, Any], folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such checkpoint")
+    try:
+        loaded: dict[str, Any] = dist_checkpointing.load(state, str(folder))
+    except Exception as error:  # Megatron and torch raise many kinds for damaged or foreign checkpoints
+        raise UserError(f"{folder}: can't be loaded as a checkpoint of this model: {error}") from error
+    return loaded

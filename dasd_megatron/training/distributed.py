@@ -1,0 +1,47 @@
+"""Process groups: torch's, and Megatron's parallel layout over them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+
+from dasd_megatron.errors import UserError
+from dasd_megatron.recipe.schema import Parallel
+
+
+@contextlib.contextmanager
+def process_groups(parallel: Parallel, seed: int) -> Iterator[None]:
+    """Sets up and takes down the layout. Under torchrun its environment is used, else this process is the only rank.
+
+    Raises UserError when the number of ranks isn't the layout's.
+    """
+    from megatron.core import parallel_state, tensor_parallel
+
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size != parallel.world_size:
+        raise UserError(
+            f"parallel (tensor={parallel.tensor}, pipeline={parallel.pipeline}, data={parallel.data}) needs "
+            f"{parallel.world_size} ranks, but {world_size} were started; start it with tools/launch.py, or torchrun "
+            f"--nproc-per-node {parallel.world_size}"
+        )
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+    if world_size == 1 and "MASTER_ADDR" not in os.environ:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    else:
+        dist.init_process_group(backend)
+    try:
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=parallel.tensor, pipeline_model_parallel_size=parallel.pipeline
+        )
+        tensor_parallel.model_parallel_cuda_manual_seed(seed)
+        yield
+    finally:
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()

@@ -32,7 +32,9 @@ class HFModel:
             raise UserError(f"{folder / 'config.json'}: not valid JSON: {error}") from None
         architecture = (self.config.get("architectures") or ["(none named)"])[0]
         if architecture not in FAMILIES:
-            raise UserError(f"{folder}: the architecture {architecture} isn't supported; supported: {', '.join(FAMILIES)}")
+            raise UserError(
+                f"{folder}: the architecture {architecture} isn't supported; supported: {', '.join(FAMILIES)}"
+            )
         self.family: Family = FAMILIES[architecture]
         self.family.check(self.config, str(folder / "config.json"))
 
@@ -55,7 +57,9 @@ class HFModel:
         """Base of the rotary embedding. Raises UserError for scaled variants, which aren't supported."""
         rope: Mapping[str, Any] = self.config.get("rope_parameters") or {}
         if rope.get("rope_type", "default") != "default" or set(rope) - {"rope_type", "rope_theta"}:
-            raise UserError(f"{self.folder / 'config.json'}: rope_parameters={dict(rope)} isn't supported; only the default type is")
+            raise UserError(
+                f"{self.folder / 'config.json'}: rope_parameters={dict(rope)} isn't supported; only the default type is"
+            )
         return float(rope.get("rope_theta", self.config.get("rope_theta", 10_000.0)))
 
     @cached_property
@@ -66,7 +70,9 @@ class HFModel:
             return {name: self.folder / file for name, file in json.loads(index.read_text())["weight_map"].items()}
         path = self.folder / "model.safetensors"
         if not path.is_file():
-            raise UserError(f"{self.folder}: no safetensors file; other formats (pickle) aren't read, for they can run code")
+            raise UserError(
+                f"{self.folder}: no safetensors file; other formats (pickle) aren't read, for they can run code"
+            )
         with _open(path) as file:
             return dict.fromkeys(file.keys(), path)
 

@@ -27,8 +27,13 @@ class Shape:
 class Entry(Protocol):
     """One Megatron parameter; names hold `{layer}` where there is one a layer."""
 
-    megatron: str
-    untied_only: bool
+    @property
+    def megatron(self) -> str:
+        """Name of the parameter."""
+
+    @property
+    def untied_only(self) -> bool:
+        """Whether it exists only where the head is no copy of the embedding."""
 
     @property
     def hf(self) -> tuple[str, ...]:
@@ -87,7 +92,7 @@ class QKV:
         """See Entry."""
         rows = shape.heads // shape.query_groups * shape.head_dim
         per_group = parameter.reshape(shape.query_groups, -1, *parameter.shape[1:])
-        parts = per_group.split([rows, shape.head_dim, shape.head_dim], 1)
+        parts = torch.split(per_group, [rows, shape.head_dim, shape.head_dim], 1)
         return tuple(part.flatten(0, 1) for part in parts)
 
 
@@ -138,6 +143,10 @@ class Family:
         """Raises UserError for a field that changes the mathematics and isn't understood."""
         for name, value in config.items():
             if name in self.fixed and value not in self.fixed[name]:
-                raise UserError(f"{place}: {name}={value!r} isn't supported for {self.architecture}; only {self.fixed[name][0]!r} is")
+                raise UserError(
+                    f"{place}: {name}={value!r} isn't supported for {self.architecture}; only {self.fixed[name][0]!r} is"
+                )
             if name not in self.used and name not in self.fixed and name not in self.ignored:
-                raise UserError(f"{place}: the field {name!r} isn't known for {self.architecture}, and it may change what the model computes")
+                raise UserError(
+                    f"{place}: the field {name!r} isn't known for {self.architecture}, and it may change what the model computes"
+                )

@@ -16,4 +16,6 @@ def import_student(context: StepContext) -> dict[str, Any]:
 
 def export_student(context: StepContext) -> dict[str, Any]:
     """A stage's checkpoint as a Hugging Face model folder, with the student's tokenizer and templates."""
-    return {"counts": export_hf(context.inputs["checkpoint"] / CHECKPOINT, context.inputs["model"], context.output.path)}
+    return {
+        "counts": export_hf(context.inputs["checkpoint"] / CHECKPOINT, context.inputs["model"], context.output.path)
+    }

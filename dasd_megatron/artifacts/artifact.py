@@ -62,7 +62,9 @@ class Artifact:
         except OSError:
             raise UserError(f"{path}: the shard is missing; {self._remedy()}") from None
         if size != shard["bytes"]:
-            raise UserError(f"{path}: truncated or changed ({size} bytes, the manifest says {shard['bytes']}); {self._remedy()}")
+            raise UserError(
+                f"{path}: truncated or changed ({size} bytes, the manifest says {shard['bytes']}); {self._remedy()}"
+            )
         try:
             # A plain file handle: memory-mapping or dataset discovery would add a partition column.
             content = pq.ParquetFile(path).read(columns)
@@ -128,4 +130,4 @@ class ArtifactWriter:
         ]
         write_json(self.path / MANIFEST, {**self.description, **facts, "shards": shards})
         digest = hash_file(self.path / MANIFEST)
-        write_atomically(self.path / COMPLETE, lambda file: file.write(f"{digest}\n".encode()) and None)
+        write_atomically(self.path / COMPLETE, lambda file: file.write(f"{digest}\n".encode()))

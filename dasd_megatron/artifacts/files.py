@@ -15,7 +15,7 @@ from typing import IO, Any
 from dasd_megatron.errors import UserError
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Calls `write` with a file beside `path` and renames it to `path` once it is on disk.
 
     Raises UserError where the disk is full or the folder can't be written; nothing is left behind then.
@@ -39,18 +39,22 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
 def disk_error(path: Path, error: OSError) -> UserError:
     """The message for a write to `path` that the system refused."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(f"{path}: the disk is full; free some space and run the same command again, it goes on from here")
+        return UserError(
+            f"{path}: the disk is full; free some space and run the same command again, it goes on from here"
+        )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return UserError(f"{path}: can't be written ({error.strerror}); choose another run_dir or make it writable")
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
-        return UserError(f"{path}: a file is in the way of a folder ({error.strerror}); move it, or choose another run_dir")
+        return UserError(
+            f"{path}: a file is in the way of a folder ({error.strerror}); move it, or choose another run_dir"
+        )
     return UserError(f"{path}: can't be written: {error}")
 
 
 def write_json(path: Path, content: Any) -> None:
     """`content` as indented JSON, keys in their order."""
     data = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
-    write_atomically(path, lambda file: file.write(data) and None)
+    write_atomically(path, lambda file: file.write(data))
 
 
 def sync_folder(folder: Path) -> None:

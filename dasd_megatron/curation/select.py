@@ -65,12 +65,18 @@ def run(context: StepContext) -> dict[str, Any]:
     for index in range(len(responses.shards("responses"))):
         table = responses.read_shard("responses", index)
         keys = zip(table["uuid"].to_pylist(), table["sample_index"].to_pylist(), strict=True)
-        context.output.write_shard("responses", index, table.filter(pa.array([key in chosen for key in keys], pa.bool_())))
+        context.output.write_shard(
+            "responses", index, table.filter(pa.array([key in chosen for key in keys], pa.bool_()))
+        )
     context.output.write_shard("candidates", 0, _candidate_table(candidates, chosen))
     context.output.write_shard("sentences", 0, pa.Table.from_pylist(sentences[:MAX_SENTENCES], SENTENCES))
     picked = [c.scores["share_above"] for c in candidates if (c.uuid, c.sample_index) in chosen]
     return {
-        "counts": {"candidates": len(candidates), "prompts": len({c.uuid for c in candidates}), "responses": len(chosen)},
+        "counts": {
+            "candidates": len(candidates),
+            "prompts": len({c.uuid for c in candidates}),
+            "responses": len(chosen),
+        },
         "sentence_kinds": {kind: kinds[kind] for kind in KINDS},
         "mean_share_above": {
             "candidates": float(np.mean([c.scores["share_above"] for c in candidates])),

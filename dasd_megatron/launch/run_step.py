@@ -1,6 +1,6 @@
 """Runs one step of a recipe in this process, or as one of its replicas or ranks.
 
-    python -m dasd_megatron.launch.run_step RECIPE STEP [key=value ...] [--replica]
+python -m dasd_megatron.launch.run_step RECIPE STEP [key=value ...] [--replica]
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def find_step(steps: dict[str, Step], name: str, recipe: Path) -> Step:
     if name not in steps:
         near = difflib.get_close_matches(name, steps, n=1)
         raise UserError(
-            f"{recipe}: no step {name!r}" + (f"; the nearest is {near[0]!r}" if near else "") + f"; steps: {', '.join(steps)}"
+            f"{recipe}: no step {name!r}"
+            + (f"; the nearest is {near[0]!r}" if near else "")
+            + f"; steps: {', '.join(steps)}"
         )
     return steps[name]
 
@@ -55,7 +57,11 @@ def run_step(step: Step, command: Sequence[str]) -> None:
         context.output.clear_leftovers()
         start = time.monotonic()
         implementation = _implementation(step)
-        facts = _run_sharded(implementation(), context, command) if isinstance(implementation, type) else implementation(context)
+        facts = (
+            _run_sharded(implementation(), context, command)
+            if isinstance(implementation, type)
+            else implementation(context)
+        )
         context.output.finish(seconds=round(time.monotonic() - start, 2), **facts)
 
 
@@ -77,13 +83,17 @@ def _context(step: Step) -> Any:
     for name, source in step.inputs.items():
         if isinstance(source, Step) and not source.done:
             raise UserError(f"{step.name} needs {name} of the step {source.name}, which isn't finished: run that first")
-    inputs = {name: step.input_path(name) for name, source in step.inputs.items() if isinstance(source, Step) or source.path}
+    inputs = {
+        name: step.input_path(name) for name, source in step.inputs.items() if isinstance(source, Step) or source.path
+    }
     description = {
         "step": step.name,
         "kind": step.kind,
         "key": step.key,
         "config": step.config,
-        "inputs": {name: {"path": str(inputs.get(name, "")), "key": source.key} for name, source in step.inputs.items()},
+        "inputs": {
+            name: {"path": str(inputs.get(name, "")), "key": source.key} for name, source in step.inputs.items()
+        },
         "version": __version__,
     }
     return StepContext(step.name, step.config, inputs, ArtifactWriter(step.folder, description), step.execution)
@@ -99,7 +109,9 @@ def _run_sharded(implementation: Any, context: Any, command: Sequence[str]) -> d
             _work(implementation, context, progress)
     pending = _pending(implementation, context, count)
     if pending:
-        raise UserError(f"{context.name}: {len(pending)} of {count} shards are missing, since replicas failed (see above); run again to go on")
+        raise UserError(
+            f"{context.name}: {len(pending)} of {count} shards are missing, since replicas failed (see above); run again to go on"
+        )
     facts: dict[str, Any] = implementation.summarize(context)
     return facts
 

@@ -122,10 +122,10 @@ def _nearest(location: tuple[int | str, ...], model: type[BaseModel]) -> str | N
             if section is None:
                 return None
     name = str(location[-1])
-    here = difflib.get_close_matches(name, section.model_fields, n=1, cutoff=0.5)
+    here: list[str] = difflib.get_close_matches(name, section.model_fields, n=1, cutoff=0.5)
     if here:
         return here[0]
-    every = {path.rpartition(".")[2]: path for path in _all_keys(model)}
+    every: dict[str, str] = {path.rpartition(".")[2]: path for path in _all_keys(model)}
     anywhere = difflib.get_close_matches(name, every, n=1, cutoff=0.6)
     return every[anywhere[0]] if anywhere else None
 

@@ -257,7 +257,9 @@ class Recipe(Section):
         if len(set(names)) < len(names) or {"student", "teacher"} & set(names):
             raise ValueError("stages need distinct names, other than student and teacher")
         if self.stages[0].temperature is None:
-            raise ValueError(f"stages.0 ({names[0]}): the first stage needs a temperature; only a later one can be mixed policy")
+            raise ValueError(
+                f"stages.0 ({names[0]}): the first stage needs a temperature; only a later one can be mixed policy"
+            )
         if self.training.global_batch % self.parallel.data:
             raise ValueError(
                 f"training.global_batch={self.training.global_batch} is no multiple of parallel.data={self.parallel.data}"

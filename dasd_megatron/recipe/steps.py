@@ -240,6 +240,7 @@ class _Builder:
                 {"model": model, "prompts": self.test_prompts, "reference": reference, "teacher": self.teacher},
                 model=recipe.teacher if name == "teacher" else recipe.student,
                 teacher=recipe.teacher,
+                is_teacher=name == "teacher",
                 engine=recipe.engine,
                 evaluation=recipe.evaluation,
                 seed=recipe.seed,
@@ -271,7 +272,9 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
 def _model(key: str, model: Model) -> External:
     folder = model.model
     if not folder.is_dir():
-        raise UserError(f"{key}: {folder}: no such model folder; give a folder with config.json, safetensors and a tokenizer")
+        raise UserError(
+            f"{key}: {folder}: no such model folder; give a folder with config.json, safetensors and a tokenizer"
+        )
     if not (folder / "config.json").is_file():
         raise UserError(f"{key}: {folder}: no config.json, so this is no Hugging Face model folder")
     if not (folder / "tokenizer.json").is_file():

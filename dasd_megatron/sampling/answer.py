@@ -20,7 +20,8 @@ class AnswerStep:
 
     def shard_count(self, context: StepContext) -> int:
         """See ShardedStep."""
-        return -(-len(_prompts(context)) // context.config["prompts_per_shard"])
+        size: int = context.config["prompts_per_shard"]
+        return -(-len(_prompts(context)) // size)
 
     def open(self, context: StepContext) -> Callable[[int], Mapping[str, pa.Table]]:
         """See ShardedStep."""

@@ -44,7 +44,9 @@ class ContinueStep:
                 reason = _keep_reason(answer, config)
                 prefix = cut(answer, student, config) if reason is None else ""
                 if not prefix:
-                    passed_over.append({"uuid": answer["uuid"], "reason": reason or "no_prefix", "text": answer["text"]})
+                    passed_over.append(
+                        {"uuid": answer["uuid"], "reason": reason or "no_prefix", "text": answer["text"]}
+                    )
                     continue
                 prompt_ids = teacher.prompt_ids(answer["input"])
                 prefix_ids = style.prefix_ids(prefix, prompt_ids)
@@ -92,5 +94,3 @@ def _keep_reason(answer: Mapping[str, Any], config: Mapping[str, Any]) -> str | 
     if answer["answer"] is None:
         return "no_reference_answer"
     return "right" if grade(final_answer(answer["text"]), answer["answer"], config["grader"]) else None
-
-

@@ -15,9 +15,7 @@ import pyarrow.parquet as pq
 from dasd_megatron.errors import UserError
 from dasd_megatron.step import StepContext
 
-PROMPTS = pa.schema(
-    [("uuid", pa.string()), ("input", pa.string()), ("domain", pa.string()), ("answer", pa.string())]
-)
+PROMPTS = pa.schema([("uuid", pa.string()), ("input", pa.string()), ("domain", pa.string()), ("answer", pa.string())])
 DROPPED = pa.schema([("place", pa.string()), ("reason", pa.string()), ("content", pa.string())])
 
 
@@ -46,7 +44,9 @@ def run(context: StepContext) -> dict[str, Any]:
                 raise BadRow("duplicate_uuid", f"uuid {uuid!r} stands at {seen[uuid]} already")
         except BadRow as bad:
             if source["bad_rows"] == "error":
-                raise UserError(f"{place}: {bad}; mend it, or set prompts.*.bad_rows=drop to set such rows aside") from None
+                raise UserError(
+                    f"{place}: {bad}; mend it, or set prompts.*.bad_rows=drop to set such rows aside"
+                ) from None
             content = raw if isinstance(raw, str) else json.dumps(raw, ensure_ascii=False, default=str)
             dropped.append({"place": place, "reason": bad.reason, "content": content})
             continue
@@ -72,7 +72,10 @@ def prompt_row(raw: str | Mapping[str, Any], columns: Mapping[str, str | None]) 
             raise BadRow("malformed_json", "a line must be one JSON object")
     text = raw.get(columns["input"] or "input")
     if not isinstance(text, str) or not text.strip():
-        raise BadRow("no_input", f"column {columns['input']!r} is missing or empty; name the right one in prompts.*.columns.input")
+        raise BadRow(
+            "no_input",
+            f"column {columns['input']!r} is missing or empty; name the right one in prompts.*.columns.input",
+        )
     values: dict[str, str | None] = {"input": text}
     for name in ("uuid", "domain", "answer"):
         column = columns[name]

@@ -26,6 +26,7 @@ RESPONSES = pa.schema(
         ("token_ids", pa.list_(pa.int32())),
         ("logprobs", pa.list_(pa.float32())),  # nats, at T=1
         ("finish_reason", pa.string()),
+        ("max_tokens", pa.int32()),  # the cap under which it was sampled
         ("text", pa.string()),
     ]
 )
@@ -38,7 +39,8 @@ class SampleStep:
 
     def shard_count(self, context: StepContext) -> int:
         """See ShardedStep."""
-        return -(-len(_prompts(context)) // context.config["sampling"]["prompts_per_shard"])
+        size: int = context.config["sampling"]["prompts_per_shard"]
+        return -(-len(_prompts(context)) // size)
 
     def open(self, context: StepContext) -> Callable[[int], Mapping[str, pa.Table]]:
         """See ShardedStep."""
@@ -82,6 +84,7 @@ def response_table(
                 "token_ids": sample.token_ids,
                 "logprobs": sample.logprobs,
                 "finish_reason": sample.finish_reason,
+                "max_tokens": request.max_tokens,
                 "text": tokenizer.decode_bytes(sample.token_ids).decode(errors="replace"),
             }
         )

@@ -49,7 +49,9 @@ class TransformersEngine:
             scores.update(zip(batch, chosen.tolist(), strict=True))
         return [scores[index] for index in range(len(sequences))]
 
-    def _decode(self, requests: list[Request], temperature: float, top_p: float, stop_ids: frozenset[int]) -> list[Sample]:
+    def _decode(
+        self, requests: list[Request], temperature: float, top_p: float, stop_ids: frozenset[int]
+    ) -> list[Sample]:
         generators = [torch.Generator().manual_seed(request.seed) for request in requests]
         ids: list[list[int]] = [[] for _ in requests]
         logprobs: list[list[float]] = [[] for _ in requests]
@@ -59,7 +61,9 @@ class TransformersEngine:
         while live:
             output = self._model(input_ids=current, past_key_values=cache, use_cache=True)
             cache, scores = output.past_key_values, output.logits[:, -1].float().cpu()
-            chosen = [_choose(row, temperature, top_p, generators[index]) for row, index in zip(scores, live, strict=True)]
+            chosen = [
+                _choose(row, temperature, top_p, generators[index]) for row, index in zip(scores, live, strict=True)
+            ]
             chosen_logprobs = scores.log_softmax(-1).gather(-1, torch.tensor(chosen)[:, None]).squeeze(-1).tolist()
             going = []
             for row, index in enumerate(live):
@@ -72,7 +76,8 @@ class TransformersEngine:
             live = [live[row] for row in going]
             current = torch.tensor([[chosen[row]] for row in going], device=self._device)
         return [
-            Sample(row, scores, "stop" if row[-1] in stop_ids else "length") for row, scores in zip(ids, logprobs, strict=True)
+            Sample(row, scores, "stop" if row[-1] in stop_ids else "length")
+            for row, scores in zip(ids, logprobs, strict=True)
         ]
 
 

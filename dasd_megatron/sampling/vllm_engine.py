@@ -94,7 +94,10 @@ class VllmEngine:
         prompts = [TokensPrompt(prompt_token_ids=list(sequence)) for sequence in sequences]
         outputs = self._llm.generate(prompts, parameters, use_tqdm=False)
         return [
-            [position[token].logprob for token, position in zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True)]
+            [
+                position[token].logprob
+                for token, position in zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True)
+            ]
             for output in outputs
         ]
 

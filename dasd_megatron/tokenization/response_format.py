@@ -46,7 +46,9 @@ class ResponseFormat(Protocol):
     def prefix_ids(self, prefix: str, prompt_ids: Sequence[int]) -> list[int]:
         """Token ids that, after the prompt, make the model go on from the canonical text `prefix`."""
 
-    def parse(self, prompt_ids: Sequence[int], prefix_ids: Sequence[int], ids: Sequence[int], stopped: bool) -> Response:
+    def parse(
+        self, prompt_ids: Sequence[int], prefix_ids: Sequence[int], ids: Sequence[int], stopped: bool
+    ) -> Response:
         """Canonical form of the response `prefix_ids + ids`; `stopped` says that the last id ends the turn."""
 
 
@@ -79,7 +81,9 @@ class Think:
         """See ResponseFormat."""
         return self._tokenizer.encode(prefix.removeprefix(self._opening(prompt_ids)))
 
-    def parse(self, prompt_ids: Sequence[int], prefix_ids: Sequence[int], ids: Sequence[int], stopped: bool) -> Response:
+    def parse(
+        self, prompt_ids: Sequence[int], prefix_ids: Sequence[int], ids: Sequence[int], stopped: bool
+    ) -> Response:
         """See ResponseFormat."""
         data = bytearray(self._opening(prompt_ids).encode() + self._tokenizer.decode_bytes(prefix_ids))
         prefix_bytes = len(data) if prefix_ids else 0
@@ -117,7 +121,9 @@ class Harmony:
         for name in self._SPECIAL:
             token = tokenizer.token_id(name)
             if token is None:
-                raise UserError(f"{tokenizer.folder}: response_format is harmony, but the tokenizer has no token {name}")
+                raise UserError(
+                    f"{tokenizer.folder}: response_format is harmony, but the tokenizer has no token {name}"
+                )
             self._names[token] = name
 
     def prefix_ids(self, prefix: str, prompt_ids: Sequence[int]) -> list[int]:
@@ -128,7 +134,9 @@ class Harmony:
             text += "<|end|><|start|>assistant<|channel|>final<|message|>" + answer.lstrip("\n")
         return self._tokenizer.encode(text)
 
-    def parse(self, prompt_ids: Sequence[int], prefix_ids: Sequence[int], ids: Sequence[int], stopped: bool) -> Response:
+    def parse(
+        self, prompt_ids: Sequence[int], prefix_ids: Sequence[int], ids: Sequence[int], stopped: bool
+    ) -> Response:
         """See ResponseFormat."""
         data = bytearray()
         starts: list[int] = []

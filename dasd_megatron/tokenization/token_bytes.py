@@ -5,7 +5,7 @@ Alignment by decoded strings breaks on text whose characters are split over toke
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -21,16 +21,17 @@ class TokenBytes:
     def __init__(self, definition: Mapping[str, Any]) -> None:
         decoders = _names(definition.get("decoder"))
         vocabulary = definition["model"]["vocab"]
-        if isinstance(vocabulary, list):  # unigram: [[token, score], ...]
-            tokens = {token: index for index, (token, _) in enumerate(vocabulary)}
-        else:
-            tokens = vocabulary
+        # A unigram vocabulary is a list of [token, score].
+        unigram = isinstance(vocabulary, list)
+        tokens = {entry[0]: index for index, entry in enumerate(vocabulary)} if unigram else vocabulary
         if "ByteLevel" in decoders or "ByteLevel" in _names(definition.get("pre_tokenizer")):
-            convert = _byte_level
+            convert: Callable[[str], bytes] = _byte_level
         elif "ByteFallback" in decoders or "Metaspace" in decoders:
             convert = _sentencepiece
         elif definition["model"].get("type") == "WordPiece":
-            raise UserError("a WordPiece tokenizer drops white space, so its tokens have no byte offsets; use another model")
+            raise UserError(
+                "a WordPiece tokenizer drops white space, so its tokens have no byte offsets; use another model"
+            )
         else:
             convert = str.encode
         self._bytes = {index: convert(token) for token, index in tokens.items()}
@@ -68,9 +69,7 @@ def _sentencepiece(token: str) -> bytes:
     return token.replace("▁", " ").encode()
 
 
-def byte_spans(
-    text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]], token_bytes: TokenBytes
-) -> list[int]:
+def byte_spans(text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]], token_bytes: TokenBytes) -> list[int]:
     """Byte offset in `text` where each token starts; a token ends where the next one starts, the last with the text.
 
     The spans partition the text's UTF-8 bytes exactly. Where the tokenizer normalises text (Qwen: NFC), its tokens' bytes

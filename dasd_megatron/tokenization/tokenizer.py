@@ -20,7 +20,9 @@ class ChatTokenizer:
     Raises UserError when the folder holds no usable fast tokenizer or no chat template.
     """
 
-    def __init__(self, folder: Path, system_prompt: str | None = None, template_kwargs: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, folder: Path, system_prompt: str | None = None, template_kwargs: Mapping[str, Any] | None = None
+    ) -> None:
         from transformers import PreTrainedTokenizerFast  # not AutoTokenizer: that one imports torch
 
         self.folder = folder
@@ -65,7 +67,7 @@ class ChatTokenizer:
 
     def token_id(self, name: str) -> int | None:
         """Id of the token with this name, or None."""
-        ids = self._tokenizer.get_added_vocab()
+        ids: dict[str, int] = self._tokenizer.get_added_vocab()
         return ids.get(name)
 
     def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from conversion.hf_model import HFModel
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from conversion.hf_model import HFModel
 from dasd_megatron.errors import UserError
 from dasd_megatron.recipe.schema import Parallel
 from dasd_megatron.training.reference_layers import CHECKPOINT_KEYS, reference_block_spec
@@ -98,7 +98,11 @@ def _check_layout(hf: HFModel, parallel: Parallel) -> None:
     for name, number in (("attention heads", shape.heads), ("key-value heads", shape.query_groups)):
         if number % parallel.tensor:
             fits = [size for size in range(1, number + 1) if number % size == 0]
-            raise UserError(f"parallel.tensor={parallel.tensor} doesn't divide the {number} {name} of {hf.folder}; {fits} do")
+            raise UserError(
+                f"parallel.tensor={parallel.tensor} doesn't divide the {number} {name} of {hf.folder}; {fits} do"
+            )
     if shape.layers % parallel.pipeline:
         fits = [size for size in range(1, shape.layers + 1) if shape.layers % size == 0]
-        raise UserError(f"parallel.pipeline={parallel.pipeline} doesn't divide the {shape.layers} layers of {hf.folder}; {fits} do")
+        raise UserError(
+            f"parallel.pipeline={parallel.pipeline} doesn't divide the {shape.layers} layers of {hf.folder}; {fits} do"
+        )

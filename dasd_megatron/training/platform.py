@@ -55,7 +55,7 @@ def optimizer_checks() -> Iterator[None]:
         result = original(self, *args, **kwargs)
         return result.replace("torch.", "torch.cuda.", 1) if isinstance(result, str) else result
 
-    torch.Tensor.type = type_as_if_on_gpu  # type: ignore[method-assign]
+    torch.Tensor.type = type_as_if_on_gpu  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:
@@ -144,9 +144,9 @@ def _patch(module: types.ModuleType) -> None:
     elif module.__name__ == "megatron.core.transformer.moe.moe_utils":
         # all_to_all wants its split sizes as lists; Megatron converts only CUDA tensors.
         module.maybe_move_tensor_to_cpu = (  # type: ignore[attr-defined]
-            lambda tensor, as_numpy=False, record_stream=False: tensor.numpy()
-            if as_numpy and torch.is_tensor(tensor)
-            else tensor
+            lambda tensor, as_numpy=False, record_stream=False: (
+                tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
+            )
         )
 
 

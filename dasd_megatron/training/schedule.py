@@ -9,7 +9,11 @@ from typing import Any
 
 def total_steps(packs: int, training: Mapping[str, Any]) -> int:
     """Optimizer steps of a stage: `steps` if given, else as many as `epochs` need (the last batch may begin another)."""
-    return training["steps"] or math.ceil(training["epochs"] * packs / training["global_batch"])
+    return (
+        int(training["steps"])
+        if training["steps"]
+        else math.ceil(training["epochs"] * packs / training["global_batch"])
+    )
 
 
 def learning_rate(step: int, steps: int, training: Mapping[str, Any]) -> float:

@@ -22,10 +22,10 @@ from dasd_megatron.training import platform
 
 platform.prepare()
 
-from conversion.hf_model import HFModel  # noqa: E402
 from megatron.core import parallel_state  # noqa: E402
 from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E402
 
+from conversion.hf_model import HFModel  # noqa: E402
 from dasd_megatron.training import checkpoint  # noqa: E402
 from dasd_megatron.training.data import MicroBatch, Packs  # noqa: E402
 from dasd_megatron.training.distributed import process_groups  # noqa: E402

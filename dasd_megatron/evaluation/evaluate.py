@@ -1,0 +1,175 @@
+"""Step `evaluate`: one model on held-out problems: accuracy, greedy and avg@k, and alignment with the teacher.
+
+Alignment is KL(teacher || model) in nats a response, estimated over the teacher's own samples: the teacher's log-probability
+of a response less the model's, over the same text. It needs no shared vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import ArrayLike
+
+from dasd_megatron.errors import UserError
+from dasd_megatron.evaluation.graders import final_answer, grade
+from dasd_megatron.sampling.engine import Engine, Request, open_engine, sample_seed
+from dasd_megatron.sampling.sample import open_tokenizer
+from dasd_megatron.step import StepContext
+from dasd_megatron.tokenization.response_format import response_format
+from dasd_megatron.tokenization.tokenizer import ChatTokenizer
+
+ANSWERS = pa.schema(
+    [
+        ("uuid", pa.string()),
+        ("domain", pa.string()),
+        ("temperature", pa.float32()),
+        ("sample_index", pa.int32()),
+        ("correct", pa.bool_()),
+        ("finish_reason", pa.string()),
+        ("tokens", pa.int32()),
+        ("text", pa.string()),
+    ]
+)
+ALIGNMENT = pa.schema([("uuid", pa.string()), ("teacher_logprob", pa.float64()), ("model_logprob", pa.float64())])
+GREEDY = 0.0
+
+
+class EvaluateStep:
+    """See ShardedStep; a shard is `problems_per_shard` problems and the reference responses to the same problems."""
+
+    table = "answers"
+
+    def shard_count(self, context: StepContext) -> int:
+        """See ShardedStep."""
+        size: int = context.config["evaluation"]["problems_per_shard"]
+        return -(-len(_problems(context)) // size)
+
+    def open(self, context: StepContext) -> Callable[[int], Mapping[str, pa.Table]]:
+        """See ShardedStep."""
+        size = context.config["evaluation"]["problems_per_shard"]
+        problems, reference = _problems(context), context.artifact("reference")
+        evaluator = Evaluator(context)
+
+        def work(shard: int) -> Mapping[str, pa.Table]:
+            responses: list[dict[str, Any]] = []
+            if shard < len(reference.shards("responses")):
+                responses = reference.read_shard("responses", shard).to_pylist()
+            return {
+                "alignment": evaluator.alignment(responses),
+                self.table: evaluator.answers(problems[shard * size : (shard + 1) * size]),
+            }
+
+        return work
+
+    def summarize(self, context: StepContext) -> dict[str, Any]:
+        """See ShardedStep."""
+        answers = pa.concat_tables(list(context.output.tables(self.table)))
+        aligned = pa.concat_tables(list(context.output.tables("alignment")))
+        accuracy = {}
+        for temperature in _temperatures(context.config["evaluation"]):
+            chosen = answers.filter(pc.equal(answers["temperature"], pa.scalar(temperature, pa.float32())))
+            by_problem = chosen.group_by("uuid").aggregate([("correct", "mean")])["correct_mean"]
+            accuracy[_name(temperature)] = mean_and_error(by_problem.to_numpy())
+        difference = np.asarray(aligned["teacher_logprob"]) - np.asarray(aligned["model_logprob"])
+        return {
+            "counts": {"problems": len(_problems(context)), "answers": len(answers), "reference": len(aligned)},
+            "accuracy": accuracy,
+            "alignment": mean_and_error(difference) if len(difference) else None,
+        }
+
+
+class Evaluator:
+    """A model, loaded, with what it takes to question it."""
+
+    def __init__(self, context: StepContext) -> None:
+        self._config = context.config
+        self._tokenizer = open_tokenizer(context, "model", context.config["model"])
+        self._format = response_format(context.config["model"]["response_format"], self._tokenizer)
+        teacher = open_tokenizer(context, "teacher", context.config["teacher"])
+        self._teacher_format = response_format(context.config["teacher"]["response_format"], teacher)
+        self._engine: Engine = open_engine(context.inputs["model"], context.config["engine"])
+
+    def answers(self, problems: list[dict[str, Any]]) -> pa.Table:
+        """Graded answers, greedy and sampled."""
+        settings, rows = self._config["evaluation"], []
+        prompts = {problem["uuid"]: self._tokenizer.prompt_ids(problem["input"]) for problem in problems}
+        for temperature in _temperatures(settings):
+            count = 1 if temperature == GREEDY else settings["samples"]
+            asked = [(problem, index) for problem in problems for index in range(count)]
+            requests = [
+                Request(
+                    prompts[problem["uuid"]],
+                    sample_seed(self._config["seed"], "evaluate", temperature, problem["uuid"], index),
+                    settings["max_tokens"],
+                )
+                for problem, index in asked
+            ]
+            samples = self._engine.generate(requests, temperature, 1.0, [self._tokenizer.end_of_turn_id])
+            for (problem, index), request, sample in zip(asked, requests, samples, strict=True):
+                stopped = sample.finish_reason == "stop"
+                response = self._format.parse(request.prompt_ids, [], sample.token_ids, stopped)
+                right = stopped and grade(final_answer(response.text), problem["answer"], settings["grader"])
+                rows.append(
+                    {
+                        "uuid": problem["uuid"],
+                        "domain": problem["domain"],
+                        "temperature": temperature,
+                        "sample_index": index,
+                        "correct": right,
+                        "finish_reason": sample.finish_reason,
+                        "tokens": len(sample.token_ids),
+                        "text": response.text,
+                    }
+                )
+        return pa.Table.from_pylist(rows, ANSWERS)
+
+    def alignment(self, responses: list[dict[str, Any]]) -> pa.Table:
+        """Log-probabilities of the teacher's finished responses under the teacher and under this model."""
+        rows, sequences, lengths = [], [], []
+        for row in responses:
+            if row["finish_reason"] != "stop":
+                continue
+            prompt, tokens = row["prompt_ids"], row["token_ids"]
+            if not self._config["is_teacher"]:
+                text = self._teacher_format.parse(prompt, row["prefix_ids"], tokens, stopped=True).text
+                prompt, tokens = self._in_own_tokens(row["input"], text)
+            rows.append({"uuid": row["uuid"], "teacher_logprob": float(np.sum(row["logprobs"], dtype=np.float64))})
+            sequences.append([*prompt, *tokens])
+            lengths.append(len(tokens))
+        scores = self._engine.score(sequences) if sequences else []
+        for row, score, length in zip(rows, scores, lengths, strict=True):
+            row["model_logprob"] = float(np.sum(score[-length:], dtype=np.float64))
+        return pa.Table.from_pylist(rows, ALIGNMENT)
+
+    def _in_own_tokens(self, question: str, text: str) -> tuple[list[int], list[int]]:
+        tokenizer: ChatTokenizer = self._tokenizer
+        return tokenizer.prompt_ids(question), [*tokenizer.encode(text), tokenizer.end_of_turn_id]
+
+
+def mean_and_error(values: ArrayLike) -> dict[str, float]:
+    """Mean over problems and its standard error."""
+    array = np.asarray(values, dtype=np.float64)
+    error = array.std(ddof=1) / np.sqrt(len(array)) if len(array) > 1 else 0.0
+    return {"mean": float(array.mean()), "standard_error": float(error)}
+
+
+def _problems(context: StepContext) -> list[dict[str, Any]]:
+    problems: list[dict[str, Any]] = context.artifact("prompts").read("prompts").to_pylist()
+    without = next((problem for problem in problems if problem["answer"] is None), None)
+    if without is not None:
+        raise UserError(
+            f"prompts.test: the problem {without['uuid']} has no answer to grade by; name its column in prompts.test.columns.answer"
+        )
+    return problems
+
+
+def _temperatures(settings: Mapping[str, Any]) -> list[float]:
+    return [GREEDY, *settings["temperatures"]]
+
+
+def _name(temperature: float) -> str:
+    return "greedy" if temperature == GREEDY else f"{temperature:g}"

@@ -1,0 +1,78 @@
+"""Runs the steps of a recipe on this machine, one after another, each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+from dasd_megatron.artifacts.files import disk_error, lock, write_atomically
+from dasd_megatron.errors import UserError
+from dasd_megatron.launch.process import die_with_parent
+from dasd_megatron.recipe.schema import Parallel, Recipe
+from dasd_megatron.recipe.steps import Step
+
+RUN_STEP = "dasd_megatron.launch.run_step"
+
+
+def run_all(recipe: Recipe, path: Path, overrides: Sequence[str], steps: Mapping[str, Step]) -> None:
+    """Runs every step that isn't done, then publishes the report and the final model in the run folder."""
+    busy = f"{recipe.run_dir}: another process is running this recipe; wait for it, or choose another run_dir"
+    with lock(recipe.run_dir / ".lock", busy):
+        for number, step in enumerate(steps.values(), 1):
+            if step.done:
+                print(f"[{number}/{len(steps)}] {step.name}: done before", flush=True)
+                continue
+            print(f"[{number}/{len(steps)}] {step.name}", flush=True)
+            start = time.monotonic()
+            run_one(step, path, overrides)
+            print(f"[{number}/{len(steps)}] {step.name}: {time.monotonic() - start:.1f} s", flush=True)
+        publish(recipe, steps)
+
+
+def run_one(step: Step, path: Path, overrides: Sequence[str]) -> None:
+    """Runs one step in its own process, or under torchrun with the ranks it needs. Raises UserError if it fails."""
+    command = [*_launcher(step), RUN_STEP, str(path), step.name, *overrides]
+    parent = os.getpid()
+    environment = {**os.environ, "OMP_NUM_THREADS": str(step.execution["threads"])}
+    process = subprocess.Popen(command, env=environment, preexec_fn=lambda: die_with_parent(parent))
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        process.wait()  # it got the same signal
+        raise
+    if code:
+        raise UserError(
+            f"{step.name} failed (exit code {code}, its message is above); run the same command again to go on from here"
+        )
+
+
+def _write(file: IO[bytes], content: bytes) -> None:
+    file.write(content)
+
+
+def _launcher(step: Step) -> list[str]:
+    ranks = Parallel(**step.execution["parallel"]).world_size if "parallel" in step.execution else 1
+    if ranks == 1:
+        return [sys.executable, "-m"]
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
+
+
+def publish(recipe: Recipe, steps: Mapping[str, Step]) -> None:
+    """`report.html`, `summary.json` and the link `final` to the last stage's model, in the run folder."""
+    for name in ("report.html", "summary.json"):
+        content = (steps["report"].folder / name).read_bytes()
+        write_atomically(recipe.run_dir / name, partial(_write, content=content))
+    final = steps[f"export_{recipe.stages[-1].name}"].folder
+    link, aside = recipe.run_dir / "final", recipe.run_dir / ".final.tmp"
+    try:
+        aside.unlink(missing_ok=True)
+        aside.symlink_to(os.path.relpath(final, recipe.run_dir))
+        aside.rename(link)
+    except OSError as error:
+        raise disk_error(link, error) from error

@@ -1,0 +1,72 @@
+"""What tools/launch.py does."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from dasd_megatron.errors import UserError
+from dasd_megatron.recipe.load import load_recipe
+from dasd_megatron.recipe.schema import Recipe
+from dasd_megatron.recipe.steps import Step, steps_of
+
+
+def launch(path: Path, overrides: Sequence[str], dry_run: bool, only: str | None) -> int:
+    """Runs or prints the recipe's steps. Returns the exit code: 0, 2 for a mistake of the user or a failed step, 130."""
+    from dasd_megatron.launch.local import run_all, run_one
+
+    try:
+        recipe = load_recipe(path, overrides)
+        steps = steps_of(recipe)
+        if dry_run:
+            print_plan(steps)
+        elif only is not None:
+            from dasd_megatron.launch.run_step import find_step
+
+            run_one(find_step(steps, only, path), path, overrides)
+        else:
+            run_all(recipe, path, overrides, steps)
+            print_summary(recipe)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def print_plan(steps: Mapping[str, Step]) -> None:
+    """One line a step: whether it is done, what it reads, where its artifact is."""
+    width = max(map(len, steps))
+    for step in steps.values():
+        inputs = ", ".join(source.name for source in step.inputs.values()) if step.kind != "report" else "every step"
+        print(f"{'done' if step.done else 'to do':5}  {step.name:{width}}  <- {inputs}")
+        print(f"{'':5}  {'':{width}}     {step.folder}")
+    print(f"{sum(step.done for step in steps.values())} of {len(steps)} steps are done")
+
+
+def print_summary(recipe: Recipe) -> None:
+    """The run's numbers as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    summary = json.loads((recipe.run_dir / "summary.json").read_text())
+    table = Table(title=f"{recipe.name}: {summary['evaluated']} held-out problems (mean ± standard error)")
+    table.add_column("model")
+    for column in ("greedy", *(f"T={name}" for name in summary["sampled_accuracy"]), "KL to teacher, nats"):
+        table.add_column(column, justify="right")
+    errors = summary["standard_error"]
+    for model, accuracy in summary["accuracy"].items():
+        table.add_row(
+            model.replace("_", " "),
+            f"{accuracy:.1%} ± {errors['accuracy'][model]:.1%}",
+            *(f"{row[model]:.1%}" for row in summary["sampled_accuracy"].values()),
+            f"{summary['alignment'][model]:.2f} ± {errors['alignment'][model]:.2f}",
+        )
+    Console().print(table)
+    print(
+        f"{recipe.run_dir}/report.html    the whole run, with figures\n{recipe.run_dir}/final/         the distilled model"
+    )

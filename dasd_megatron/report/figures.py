@@ -1,0 +1,198 @@
+"""The report's figures, each one function of plain numbers, as SVG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+
+matplotlib.use("svg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK, GRID = "#334155", "#e2e8f0"
+COLORS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#64748b")
+KIND_COLORS = {"Teacher": "#2563eb", "Student": "#ea580c", "Shared": "#94a3b8"}
+
+plt.rcParams.update(
+    {
+        "svg.hashsalt": "report",  # the same numbers give the same file
+        "font.family": "sans-serif",
+        "font.size": 10,
+        "text.color": INK,
+        "axes.edgecolor": INK,
+        "axes.labelcolor": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": GRID,
+        "legend.frameon": False,
+    }
+)
+
+
+def accuracy_by_stage(accuracy: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """Bars of accuracy, one group a model, one bar a way of decoding: {model: {decoding: {mean, standard_error}}}."""
+    figure, axes = _figure(7.2)
+    decodings = list(next(iter(accuracy.values())))
+    width = 0.8 / len(decodings)
+    for index, decoding in enumerate(decodings):
+        label = decoding if decoding == "greedy" else f"T={decoding}"
+        values = [100 * row[decoding]["mean"] for row in accuracy.values()]
+        errors = [100 * row[decoding]["standard_error"] for row in accuracy.values()]
+        places = np.arange(len(accuracy)) + (index - (len(decodings) - 1) / 2) * width
+        axes.bar(places, values, width * 0.92, yerr=errors, color=COLORS[index], label=label, error_kw={"ecolor": INK})
+    axes.set_xticks(range(len(accuracy)), [_label(name) for name in accuracy])
+    axes.set_ylabel("accuracy, %")
+    axes.set_ylim(0, 105)
+    axes.legend(ncols=len(decodings), loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    axes.grid(axis="x", visible=False)
+    return _svg(figure)
+
+
+def alignment_by_stage(alignment: Mapping[str, Mapping[str, float]]) -> str:
+    """Bars of KL(teacher || model), nats a response."""
+    figure, axes = _figure(5.2)
+    means = [row["mean"] for row in alignment.values()]
+    bars = axes.bar(
+        [_label(name) for name in alignment],
+        means,
+        0.6,
+        yerr=[row["standard_error"] for row in alignment.values()],
+        color=COLORS[3],
+        error_kw={"ecolor": INK},
+    )
+    axes.bar_label(bars, [f"{mean:.2f}" for mean in means], padding=3)
+    axes.set_ylabel("KL to the teacher, nats a response")
+    axes.margins(y=0.15)
+    axes.grid(axis="x", visible=False)
+    return _svg(figure)
+
+
+def loss_by_stage(losses: Mapping[str, Sequence[float]]) -> str:
+    """Training loss over all stages, one after another."""
+    figure, axes = _figure(7.2)
+    first = 0
+    for index, (stage, values) in enumerate(losses.items()):
+        axes.plot(
+            range(first + 1, first + len(values) + 1),
+            values,
+            color=COLORS[index % len(COLORS)],
+            label=_label(stage, " "),
+        )
+        first += len(values)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss, nats a token")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    return _svg(figure)
+
+
+def probability_density(by_temperature: Mapping[str, Sequence[float]]) -> str:
+    """Density of the responses' probability (geometric mean over their tokens) at each temperature (paper, figures 3, 4)."""
+    figure, axes = _figure(5.2)
+    lowest = min(min(values) for values in by_temperature.values())
+    edges = np.linspace(max(0.0, lowest), 1.0, 41).tolist()
+    for index, (temperature, values) in enumerate(by_temperature.items()):
+        axes.hist(values, edges, density=True, histtype="stepfilled", alpha=0.25, color=COLORS[index])
+        axes.hist(values, edges, density=True, histtype="step", color=COLORS[index], label=f"T={temperature}")
+    axes.set_xlabel("probability of a response, geometric mean a token")
+    axes.set_ylabel("density")
+    axes.legend(loc="upper left")
+    return _svg(figure)
+
+
+def sentence_probabilities(
+    teacher: Sequence[float], student: Sequence[float], kinds: Sequence[str], threshold: float
+) -> str:
+    """Teacher against student probability of each sentence, coloured by kind."""
+    figure, axes = _figure(5.2, 4.6)
+    for kind, color in KIND_COLORS.items():
+        chosen = [index for index, own in enumerate(kinds) if own == kind]
+        share = len(chosen) / max(1, len(kinds))
+        axes.scatter(
+            [student[i] for i in chosen],
+            [teacher[i] for i in chosen],
+            6,
+            color=color,
+            alpha=0.4,
+            linewidths=0,
+            rasterized=True,  # thousands of dots would make a page of megabytes
+            label=f"{kind} {share:.0%}",
+        )
+    axes.plot([0, 1 - threshold], [threshold, 1], color=INK, linewidth=0.8, linestyle="--")
+    axes.plot([threshold, 1], [0, 1 - threshold], color=INK, linewidth=0.8, linestyle="--")
+    axes.set_xlabel("student's probability of a sentence")
+    axes.set_ylabel("teacher's")
+    axes.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), markerscale=2)
+    return _svg(figure)
+
+
+def dropped_by_reason(dropped: Mapping[str, Mapping[str, int]]) -> str:
+    """Stacked bars of dropped rows: {step: {reason: rows}}."""
+    reasons = sorted({reason for row in dropped.values() for reason in row})
+    figure, axes = _figure(7.2, 0.45 * len(dropped) + 1.4)
+    left = np.zeros(len(dropped))
+    for index, reason in enumerate(reasons):
+        values = np.array([row.get(reason, 0) for row in dropped.values()])
+        color = COLORS[index % len(COLORS)]
+        axes.barh(
+            [_label(step, " ") for step in dropped], values, 0.6, left=left, color=color, label=_label(reason, " ")
+        )
+        left += values
+    axes.invert_yaxis()
+    axes.set_xlabel("rows")
+    axes.grid(axis="y", visible=False)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return _svg(figure)
+
+
+def cut_off_by_length(teacher_tokens: Sequence[float], cut_off: Sequence[bool], bins: int = 6) -> str:
+    """Share of the student's answers that were cut off, by the length of the teacher's response."""
+    figure, axes = _figure(5.2)
+    order = np.argsort(teacher_tokens, kind="stable")
+    groups = [group for group in np.array_split(order, bins) if len(group)]
+    lengths, cut = np.asarray(teacher_tokens), np.asarray(cut_off)
+    labels = [f"{lengths[group].min():.0f}-{lengths[group].max():.0f}" for group in groups]
+    bars = axes.bar(range(len(groups)), [100 * cut[group].mean() for group in groups], 0.7, color=COLORS[1])
+    axes.bar_label(bars, fmt="%.1f", padding=2)
+    axes.set_xticks(range(len(groups)), labels)
+    axes.set_xlabel("teacher's length, tokens of the student (bins of equal size)")
+    axes.set_ylabel("cut off, %")
+    axes.margins(y=0.15)
+    axes.grid(axis="x", visible=False)
+    return _svg(figure)
+
+
+def seconds_by_step(seconds: Mapping[str, float]) -> str:
+    """Horizontal bars of wall-clock time."""
+    figure, axes = _figure(7.2, 0.26 * len(seconds) + 0.9)
+    bars = axes.barh([_label(step, " ") for step in seconds], list(seconds.values()), 0.7, color=COLORS[4])
+    axes.bar_label(bars, fmt="%.1f", padding=3)
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds")
+    axes.grid(axis="y", visible=False)
+    return _svg(figure)
+
+
+def _figure(width: float, height: float = 3.4) -> tuple[Figure, Axes]:
+    figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
+    return figure, axes
+
+
+def _label(name: str, separator: str = "\n") -> str:
+    return name.replace("_", separator)
+
+
+def _svg(figure: Figure) -> str:
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None}, dpi=160)
+    plt.close(figure)
+    return file.getvalue()[file.getvalue().index("<svg") :]

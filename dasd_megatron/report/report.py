@@ -1,0 +1,119 @@
+"""Step `report`: one self-contained HTML page and summary.json, from the manifests and tables of a whole run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader
+
+from dasd_megatron import __version__
+from dasd_megatron.artifacts.artifact import Artifact
+from dasd_megatron.artifacts.files import write_atomically, write_json
+from dasd_megatron.report import figures
+from dasd_megatron.step import StepContext
+
+PAGE, SUMMARY = "report.html", "summary.json"
+# Responses a temperature in the density figure; more would change no pixel.
+MAX_RESPONSES = 20_000
+
+
+def run(context: StepContext) -> dict[str, Any]:
+    """Writes both files into the artifact."""
+    artifacts = {name: Artifact(path) for name, path in context.inputs.items()}
+    models = [name.removeprefix("evaluate_") for name in artifacts if name.startswith("evaluate_")]
+    summary = summarize(artifacts, models)
+    write_json(context.output.path / SUMMARY, summary)
+    template = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template("page.html")
+    page = template.render(
+        title=context.config["title"],
+        version=__version__,
+        summary=summary,
+        models=models,
+        evaluations={model: artifacts[f"evaluate_{model}"].manifest for model in models},
+        figures=_figures(artifacts, models, summary),
+        steps={name: artifact.manifest for name, artifact in artifacts.items()},
+    ).encode()
+    write_atomically(context.output.path / PAGE, lambda file: file.write(page))
+    return {"counts": {"models": len(models)}}
+
+
+def summarize(artifacts: Mapping[str, Artifact], models: list[str]) -> dict[str, Any]:
+    """The run's numbers: accuracy is greedy, alignment is KL to the teacher in nats a response."""
+    evaluations = {model: artifacts[f"evaluate_{model}"].manifest for model in models}
+    temperatures = [name for name in next(iter(evaluations.values()))["accuracy"] if name != "greedy"]
+    return {
+        "accuracy": {model: row["accuracy"]["greedy"]["mean"] for model, row in evaluations.items()},
+        "alignment": {model: row["alignment"]["mean"] for model, row in evaluations.items()},
+        "evaluated": min(row["counts"]["problems"] for row in evaluations.values()),
+        "standard_error": {
+            "accuracy": {model: row["accuracy"]["greedy"]["standard_error"] for model, row in evaluations.items()},
+            "alignment": {model: row["alignment"]["standard_error"] for model, row in evaluations.items()},
+        },
+        "sampled_accuracy": {
+            name: {model: row["accuracy"][name]["mean"] for model, row in evaluations.items()} for name in temperatures
+        },
+        "seconds": {name: artifact.manifest["seconds"] for name, artifact in artifacts.items()},
+    }
+
+
+def _figures(artifacts: Mapping[str, Artifact], models: list[str], summary: Mapping[str, Any]) -> dict[str, str]:
+    """SVG by title, in the order of the page."""
+    evaluations = {model: artifacts[f"evaluate_{model}"].manifest for model in models}
+    drawn = {
+        "Accuracy by stage": figures.accuracy_by_stage({m: row["accuracy"] for m, row in evaluations.items()}),
+        "Alignment by stage": figures.alignment_by_stage({m: row["alignment"] for m, row in evaluations.items()}),
+        "Loss by stage": figures.loss_by_stage(_losses(artifacts)),
+        "Probability of responses by temperature": figures.probability_density(_response_probabilities(artifacts)),
+    }
+    for name, artifact in _of_kind(artifacts, "select").items():
+        sentences = artifact.read("sentences")
+        drawn[f"Sentences: {name.removeprefix('select_').replace('_', ' ')}"] = figures.sentence_probabilities(
+            sentences["teacher"].to_pylist(),
+            sentences["student"].to_pylist(),
+            sentences["kind"].to_pylist(),
+            artifact.manifest["config"]["selection"]["threshold"],
+        )
+    dropped = {
+        name: artifact.manifest["dropped"] for name, artifact in artifacts.items() if artifact.manifest.get("dropped")
+    }
+    if dropped:
+        drawn["Rows set aside, by reason"] = figures.dropped_by_reason(dropped)
+    for name, artifact in _of_kind(artifacts, "answer").items():
+        answers = artifact.read("responses")
+        cap = artifact.manifest["config"]["mixed_policy"]["length_cap"]
+        lengths = [tokens / cap for tokens in answers["max_tokens"].to_pylist()]
+        cut_off = [reason == "length" for reason in answers["finish_reason"].to_pylist()]
+        title = f"Student answers cut off, by length: {name.removeprefix('answer_').replace('_', ' ')}"
+        drawn[title] = figures.cut_off_by_length(lengths, cut_off)
+    drawn["Time by step"] = figures.seconds_by_step(summary["seconds"])
+    return drawn
+
+
+def _of_kind(artifacts: Mapping[str, Artifact], kind: str) -> dict[str, Artifact]:
+    return {name: artifact for name, artifact in artifacts.items() if artifact.manifest["kind"] == kind}
+
+
+def _losses(artifacts: Mapping[str, Artifact]) -> dict[str, list[float]]:
+    losses = {}
+    for name, artifact in _of_kind(artifacts, "train").items():
+        lines = (artifact.path / "steps.jsonl").read_text().splitlines()
+        losses[name.removeprefix("train_")] = [json.loads(line)["loss"] for line in lines]
+    return losses
+
+
+def _response_probabilities(artifacts: Mapping[str, Artifact]) -> dict[str, list[float]]:
+    """Geometric-mean token probability of sampled responses by temperature."""
+    by_temperature: dict[str, list[float]] = {}
+    for name, artifact in _of_kind(artifacts, "sample").items():
+        if name == "reference":
+            continue
+        values = by_temperature.setdefault(f"{artifact.manifest['config']['temperature']:g}", [])
+        for row in artifact.rows("responses", ["logprobs"]):
+            if len(values) == MAX_RESPONSES:
+                break
+            values.append(float(np.exp(np.mean(row["logprobs"]))))
+    return by_temperature

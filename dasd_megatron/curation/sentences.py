@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import pairwise
 
 from dasd_megatron.errors import UserError
 from dasd_megatron.tokenization.response_format import CLOSE, MARKUP, OPEN
@@ -37,7 +38,7 @@ class SentenceSplitter:
     def split(self, text: str) -> list[str]:
         """The sentences themselves; joined they are the text."""
         data, starts = text.encode(), self.starts(text)
-        return [data[start:end].decode() for start, end in zip(starts, [*starts[1:], len(data)], strict=True)]
+        return [data[start:end].decode() for start, end in pairwise([*starts, len(data)])]
 
 
 def sentence_of_tokens(token_starts: Sequence[int], sentence_starts: Sequence[int]) -> list[int]:

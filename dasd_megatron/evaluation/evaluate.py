@@ -162,7 +162,7 @@ def _problems(context: StepContext) -> list[dict[str, Any]]:
     without = next((problem for problem in problems if problem["answer"] is None), None)
     if without is not None:
         raise UserError(
-            f"prompts.test: the problem {without['uuid']} has no answer to grade by; name its column in prompts.test.columns.answer"
+            f"prompts.test: the problem {without['uuid']} has no answer to grade by; name its column in columns.answer"
         )
     return problems
 

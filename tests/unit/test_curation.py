@@ -1,0 +1,322 @@
+"""Filters, divergence scores, selection and packing."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dasd_megatron.artifacts.artifact import Artifact, ArtifactWriter
+from dasd_megatron.curation import pack as pack_step
+from dasd_megatron.curation.divergence import SentenceProbabilities, sentence_probabilities
+from dasd_megatron.curation.filter import FILTERED, FilterStep, ResponseFilter
+from dasd_megatron.curation.pack import document, pack
+from dasd_megatron.curation.repetition import most_repeats, repeated_ngram_share, repetition_problem
+from dasd_megatron.curation.select import Candidate, choose
+from dasd_megatron.curation.sentences import SentenceSplitter
+from dasd_megatron.errors import UserError
+from dasd_megatron.recipe.schema import Filters, Recipe, Selection
+from dasd_megatron.sampling.sample import RESPONSES
+from dasd_megatron.tokenization.tokenizer import ChatTokenizer
+from tests.conftest import TOY
+
+DEFAULT_END = Recipe.model_fields["sentence_end"].default
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("It is 3.14 cm. Right? Yes!", ["It is 3.14 cm. ", "Right? ", "Yes!"]),
+        ("一。二！三", ["一。", "二！", "三"]),
+        ("<think>\na\nb</think>\n\nc. d", ["<think>\na\n", "b", "</think>\n\nc. ", "d"]),
+        ('He said "no." Then left.', ['He said "no." ', "Then left."]),
+        ("", []),
+    ],
+)
+def test_sentences(text: str, sentences: list[str]) -> None:
+    assert SentenceSplitter(DEFAULT_END).split(text) == sentences
+
+
+def test_toy_sentences() -> None:
+    assert SentenceSplitter("[;!]").split("<think>3*4=2;2+4=7!2+4=6;</think>6") == ["<think>3*4=2;", "2+4=7!", "2+4=6;", "</think>6"]
+
+
+def test_bad_sentence_pattern() -> None:
+    with pytest.raises(UserError, match="sentence_end: not a regular expression"):
+        SentenceSplitter("(")
+
+
+def test_repetition_measures() -> None:
+    assert repeated_ngram_share([1, 2, 3, 4], 2) == 0
+    assert repeated_ngram_share([1, 2, 1, 2, 1], 2) == pytest.approx(0.5)
+    assert repeated_ngram_share([1], 2) == 0
+    assert most_repeats(["a long one", "short", "a long one ", "short"], 6) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens", "reason"),
+    [
+        ("fine", list(range(100)), None),
+        ("loop", [1, 2, 3] * 100, "repeated_ngrams"),
+        ("Wait, let me check that once more. " * 30, list(range(100)), "repeated_sentences"),
+        ("A paragraph of some length here\n\n" * 10, list(range(100)), "repeated_paragraphs"),
+    ],
+)
+def test_repetition_reasons(text: str, tokens: list[int], reason: str | None) -> None:
+    assert repetition_problem(text, tokens, SentenceSplitter(DEFAULT_END), Filters().model_dump()) == reason
+
+
+def response_row(teacher: ChatTokenizer, text: str, finish: str = "stop", **fields: Any) -> dict[str, Any]:
+    """A sampled row as the `sample` step writes it."""
+    ids = teacher.encode(text) + ([teacher.end_of_turn_id] if finish == "stop" else [])
+    return {
+        "uuid": "u",
+        "sample_index": 0,
+        "input": "3*4?",
+        "domain": "math",
+        "answer": "2",
+        "temperature": 1.0,
+        "prompt_ids": teacher.prompt_ids("3*4?"),
+        "prefix_ids": [],
+        "token_ids": ids,
+        "logprobs": [-0.1] * len(ids),
+        "finish_reason": finish,
+        "max_tokens": 64,
+        "text": text,
+        **fields,
+    }
+
+
+FILTER_CONFIG = {
+    "teacher": {"response_format": "think", "system_prompt": None, "template_kwargs": {}},
+    "student": {"response_format": "think", "system_prompt": None, "template_kwargs": {}},
+    "filters": Filters().model_dump(),
+    "sentence_end": "[;!]",
+    "context_length": 90,
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "reason"),
+    [
+        ("<think>3*4=2;</think>2", "stop", None),
+        ("<think>3*4=2;", "length", "truncated"),
+        ("3*4=2;", "stop", "no_thinking"),
+        ("<think>3*4=2;", "stop", "no_answer"),
+        ("<think>" + "1" * 99 + "</think>2", "stop", "too_long"),
+        ("<think>" + "3*4=2;" * 14 + "</think>2", "stop", "repeated_ngrams"),
+    ],
+)
+def test_filter_reasons(
+    teacher_tokenizer: ChatTokenizer, student_tokenizer: ChatTokenizer, text: str, finish: str, reason: str | None
+) -> None:
+    rule = ResponseFilter(teacher_tokenizer, student_tokenizer, FILTER_CONFIG)
+    found, row = rule.apply(response_row(teacher_tokenizer, text, finish))
+    assert found == reason
+    assert row["text"] == text
+
+
+def test_filter_drops_written_out_special_tokens(
+    teacher_tokenizer: ChatTokenizer, student_tokenizer: ChatTokenizer
+) -> None:
+    """A teacher that spells the student's end of turn would end the student's turn in the middle."""
+    row = response_row(teacher_tokenizer, "<think>3*4=2;</think>2")
+    spelled = {**row, "token_ids": [], "prefix_ids": []}
+    rule = ResponseFilter(teacher_tokenizer, student_tokenizer, FILTER_CONFIG)
+    rule._format = _Spelling("<think>a<|im_end|></think>2")  # type: ignore[assignment]
+    assert rule.apply(spelled)[0] == "special_token"
+
+
+class _Spelling:
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def parse(self, *_: object) -> object:
+        from dasd_megatron.tokenization.response_format import Response
+
+        return Response(self.text, [])
+
+
+def test_filter_keeps_dropped_rows_readable(
+    make_context: Any, tmp_path: Path, teacher_tokenizer: ChatTokenizer
+) -> None:
+    rows = [
+        response_row(teacher_tokenizer, "<think>3*4=2;</think>2"),
+        response_row(teacher_tokenizer, "<think>3*4=2;", "length", sample_index=1),
+        response_row(teacher_tokenizer, "2", sample_index=2),
+    ]
+    sampled = ArtifactWriter(tmp_path / "sampled", {})
+    sampled.write_shard("responses", 0, pa.Table.from_pylist(rows, RESPONSES))
+    sampled.finish()
+    inputs = {"responses": sampled.path, "teacher": TOY / "teacher", "student": TOY / "student"}
+    context = make_context(FILTER_CONFIG, inputs)
+    step = FilterStep()
+    for table, content in step.open(context)(0).items():
+        context.output.write_shard(table, 0, content)
+    facts = step.summarize(context)
+    assert facts["dropped"] == {"truncated": 1, "no_thinking": 1}
+    assert facts["counts"] == {"responses": 1, "dropped": 2}
+    context.output.finish(**facts)
+    artifact = Artifact(context.output.path)
+    assert [row["text"] for row in artifact.rows("dropped")] == ["<think>3*4=2;", "2"]
+    kept = next(iter(artifact.rows("responses")))
+    assert len(kept["student_token_ids"]) == len(kept["student_token_starts"])
+    assert kept["student_token_ids"][-1] == ChatTokenizer(TOY / "student").end_of_turn_id
+
+
+def test_sentence_probabilities_are_geometric_means() -> None:
+    row = {
+        "text": "ab;c",
+        "token_starts": [0, 1, 2, 3, 4],  # a b ; c end-of-turn
+        "logprobs": [math.log(p) for p in (0.9, 0.4, 0.5, 0.3, 0.8)],
+        "student_token_starts": [0, 3, 4],  # "ab;" c end-of-turn
+        "student_logprobs": [math.log(p) for p in (0.2, 0.6, 0.7)],
+    }
+    found = sentence_probabilities(row, SentenceSplitter(";"))
+    np.testing.assert_allclose(found.teacher, [(0.9 * 0.4 * 0.5) ** (1 / 3), math.sqrt(0.3 * 0.8)])
+    np.testing.assert_allclose(found.student, [0.2, math.sqrt(0.6 * 0.7)])
+
+
+def test_markup_and_tokenless_sentences_are_left_out() -> None:
+    row = {
+        "text": "a;b;c",
+        "token_starts": [-1, 0, 2, 4],
+        "logprobs": [-9.0, -0.1, -0.2, -0.3],
+        "student_token_starts": [0, 4],  # no token starts in "b;"
+        "student_logprobs": [-1.0, -2.0],
+    }
+    found = sentence_probabilities(row, SentenceSplitter(";"))
+    np.testing.assert_allclose(found.teacher, np.exp([-0.1, -0.3]))
+
+
+def test_kinds_and_scores() -> None:
+    found = SentenceProbabilities(np.array([0.9, 0.1, 0.5]), np.array([0.1, 0.9, 0.4]))
+    assert found.kinds(0.5) == ["Teacher", "Student", "Shared"]
+    scores = found.scores(0.5)
+    assert scores["share_above"] == pytest.approx(1 / 3)
+    assert scores["mean_difference"] == pytest.approx(0.1 / 3)
+    assert scores["mean_log_ratio"] == pytest.approx(math.log(0.5 / 0.4) / 3)
+
+
+def candidate(uuid: str, index: int, share: float, mean: float = 0.0, text: str | None = None) -> Candidate:
+    scores = {"share_above": share, "mean_difference": mean, "mean_log_ratio": -share}
+    return Candidate(uuid, index, scores, 3, text or f"{uuid}{index}")
+
+
+CANDIDATES = [candidate(u, i, share=i / 4, mean=-i) for u in "abc" for i in range(4)]
+
+
+def settings_of(**fields: Any) -> dict[str, Any]:
+    return Selection(**fields).model_dump()
+
+
+def test_best_score_within_each_prompt() -> None:
+    assert choose(CANDIDATES, settings_of(), seed=0) == {("a", 3), ("b", 3), ("c", 3)}
+    assert choose(CANDIDATES, settings_of(score="mean_log_ratio"), seed=0) == {("a", 0), ("b", 0), ("c", 0)}
+
+
+def test_ties_go_to_the_mean_difference() -> None:
+    tied = [candidate("a", 0, 0.5, 0.1), candidate("a", 1, 0.5, 0.3), candidate("a", 2, 0.5, 0.2)]
+    assert choose(tied, settings_of(), seed=0) == {("a", 1)}
+
+
+def test_budget_takes_every_prompts_first_choice_first() -> None:
+    chosen = choose(CANDIDATES, settings_of(responses_per_prompt=2, total=4), seed=0)
+    assert {("a", 3), ("b", 3), ("c", 3)} < chosen
+    assert len(chosen) == 4
+
+
+def test_repeats_of_a_text_are_passed_over() -> None:
+    same = [candidate("a", 0, 0.9, text="x"), candidate("a", 1, 0.8, text="x"), candidate("a", 2, 0.1, text="y")]
+    assert choose(same, settings_of(responses_per_prompt=2), seed=0) == {("a", 0), ("a", 2)}
+
+
+def test_random_choice_ignores_scores_and_depends_on_the_seed() -> None:
+    many = [candidate(f"p{n}", i, share=i / 4) for n in range(200) for i in range(4)]
+    first = choose(many, settings_of(method="random"), seed=0)
+    assert first == choose(list(reversed(many)), settings_of(method="random"), seed=0)
+    assert first != choose(many, settings_of(method="random"), seed=1)
+    counts = np.bincount([index for _, index in first], minlength=4)
+    assert counts.min() > 25  # 50 expected of each
+
+
+@given(st.lists(st.integers(1, 64), max_size=200))
+def test_packs_hold_every_document_once_and_fit(lengths: list[int]) -> None:
+    packs = pack(lengths, 64)
+    assert sorted(index for group in packs for index in group) == list(range(len(lengths)))
+    loads = [sum(lengths[index] for index in group) for group in packs]
+    assert all(load <= 64 for load in loads)
+    # Best fit: no two packs could have been one.
+    assert len([load for load in loads if load <= 32]) <= 1
+
+
+def test_too_long_a_document_is_refused() -> None:
+    with pytest.raises(UserError, match="65 tokens, more than packing.context_length=64"):
+        pack([65], 64)
+
+
+def filtered_row(index: int, prompt: int, response: int, prefix_bytes: int = 0) -> dict[str, Any]:
+    return {
+        **dict.fromkeys(FILTERED.names),
+        "uuid": f"u{index}",
+        "sample_index": 0,
+        "prefix_bytes": prefix_bytes,
+        "student_prompt_ids": list(range(prompt)),
+        "student_token_ids": list(range(100, 100 + response)),
+        "student_token_starts": list(range(response)),
+    }
+
+
+def test_loss_falls_on_the_response_alone() -> None:
+    doc = document(filtered_row(0, prompt=3, response=4), mask_prefix=False)
+    assert doc.input_ids.tolist() == [0, 1, 2, 100, 101, 102, 103]
+    assert doc.loss_mask.tolist() == [False] * 3 + [True] * 4
+
+
+@pytest.mark.parametrize(("mask", "expected"), [(False, [True] * 4), (True, [False, False, True, True])])
+def test_prefix_mask(mask: bool, expected: list[bool]) -> None:
+    assert document(filtered_row(0, 1, 4, prefix_bytes=2), mask_prefix=mask).loss_mask.tolist() == [False, *expected]
+
+
+@pytest.mark.parametrize("window", [1_000, 7])
+def test_pack_step_loses_and_doubles_nothing(
+    make_context: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int
+) -> None:
+    monkeypatch.setattr(pack_step, "WINDOW", window)
+    rows = [filtered_row(index, 2, 3 + index % 9) for index in range(50)]
+    responses = ArtifactWriter(tmp_path / "responses", {})
+    for shard in range(5):
+        responses.write_shard("responses", shard, pa.Table.from_pylist(rows[shard * 10 : shard * 10 + 10], FILTERED))
+    responses.finish(counts={"responses": 50})
+    context = make_context({"context_length": 32, "seed": 0, "mixed_policy": None}, {"responses": responses.path})
+    facts = pack_step.run(context)
+    context.output.finish(**facts)
+    packs = list(Artifact(context.output.path).rows("packs"))
+    assert sorted(uuid for row in packs for uuid in row["uuids"]) == sorted(row["uuid"] for row in rows)
+    for row in packs:
+        assert sum(row["document_lengths"]) == len(row["input_ids"]) == len(row["loss_mask"]) <= 32
+    assert facts["counts"]["trained_tokens"] == sum(len(row["student_token_ids"]) for row in rows)
+
+
+def test_mixed_policy_packs_take_off_policy_rows_in_ratio(make_context: Any, tmp_path: Path) -> None:
+    def artifact(name: str, rows: list[dict[str, Any]]) -> Path:
+        writer = ArtifactWriter(tmp_path / name, {})
+        writer.write_shard("responses", 0, pa.Table.from_pylist(rows, FILTERED))
+        writer.finish(counts={"responses": len(rows)})
+        return writer.path
+
+    inputs = {
+        "responses": artifact("mixed", [filtered_row(index, 1, 4, prefix_bytes=2) for index in range(4)]),
+        "off_policy": artifact("off", [filtered_row(100 + index, 1, 4) for index in range(30)]),
+    }
+    mixed = {"off_policy_ratio": 2.5, "mask_prefix": True}
+    context = make_context({"context_length": 32, "seed": 0, "mixed_policy": mixed}, inputs)
+    facts = pack_step.run(context)
+    assert facts["counts"]["documents"] == 14
+    assert facts["counts"]["trained_tokens"] == 4 * 2 + 10 * 4

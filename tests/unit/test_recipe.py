@@ -1,0 +1,140 @@
+"""Recipes: defaults, overrides, and every mistake with its message."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dasd_megatron.errors import UserError
+from dasd_megatron.recipe.load import load_recipe
+from dasd_megatron.recipe.steps import steps_of
+from tests.conftest import TOY
+
+RECIPE = TOY / "recipe.yaml"
+
+
+def test_defaults_are_the_papers(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "name: r\nrun_dir: r\nteacher: {model: t}\nstudent: {model: s}\nprompts: {train: {path: a}, test: {path: b}}\n"
+    )
+    recipe = load_recipe(path)
+    training = recipe.training
+    assert (training.learning_rate, training.min_learning_rate, training.warmup_ratio) == (5e-5, 1e-5, 0.1)
+    assert (training.global_batch, training.epochs, recipe.packing.context_length) == (64, 6, 65_536)
+    assert [stage.temperature for stage in recipe.stages] == [0.6, 1.0, None]
+    assert recipe.stage_training(recipe.stages[2]).epochs == 1
+    assert recipe.selection.threshold == 0.5
+    assert recipe.mixed_policy.length_cap == 1.5
+    assert not recipe.mixed_policy.mask_prefix
+
+
+def test_overrides_reach_nested_keys_and_lists() -> None:
+    recipe = load_recipe(RECIPE, ["training.learning_rate=5e-3", "stages.0.temperature=0.7", "prompts.train.limit=3"])
+    assert recipe.training.learning_rate == 5e-3
+    assert recipe.stages[0].temperature == 0.7
+    assert recipe.prompts.train.limit == 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["training.learning_rat=1"], "unknown key 'training.learning_rat'; the nearest valid name is 'learning_rate'"),
+        (["temprature=1"], "unknown key 'temprature'"),
+        (["training.epochs=many"], "training.epochs: Input should be a valid integer"),
+        (["training.epochs=0"], "training.epochs: Input should be greater than 0"),
+        (["parallel.data=3"], "training.global_batch=2 is no multiple of parallel.data=3"),
+        (["sampling.max_tokens=4096"], "sampling.max_tokens=4096 is above packing.context_length=1024"),
+        (["training.min_learning_rate=1.0"], "min_learning_rate is above learning_rate"),
+        (["prompts.train.dataset=x"], "give exactly one of path and dataset"),
+        (["stages.0.temperature=null"], "stages.0 (low_temperature): the first stage needs a temperature"),
+        (["stages.1.name=low_temperature"], "stages need distinct names"),
+        (["stages.2.training.lr=1"], "unknown key 'stages.2.training.lr'"),
+        (["engine.name=sglang"], "engine.name: Input should be 'vllm' or 'transformers'"),
+        (["seed"], "override 'seed': write key=value"),
+        (["stages.9.name=x"], "override 'stages.9.name=x': stages.9 is not in the recipe"),
+    ],
+)
+def test_mistakes_name_file_key_and_remedy(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe(RECIPE, overrides)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: [", "not valid YAML"),
+        ("- a", "a recipe is a mapping"),
+        ("name: a\nname: b\n", "key 'name' is given twice"),
+        ("name: toy\n", "'run_dir' is missing"),
+    ],
+)
+def test_unreadable_recipes(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match="recipe.yaml") as caught:
+        load_recipe(path)
+    assert message in str(caught.value)
+
+
+def test_absent_recipe(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no\.yaml: no such recipe"):
+        load_recipe(tmp_path / "no.yaml")
+
+
+@pytest.fixture(autouse=True)
+def _in_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(TOY.parent.parent)
+
+
+def keys(*overrides: str) -> dict[str, str]:
+    return {name: step.key for name, step in steps_of(load_recipe(RECIPE, overrides)).items()}
+
+
+def test_a_change_renames_what_depends_on_it_and_nothing_else() -> None:
+    before, after = keys(), keys("stages.1.temperature=0.9")
+    changed = {name for name in before if before[name] != after[name]}
+    assert "sample_high_temperature" in changed
+    assert "train_mixed_policy" in changed
+    assert "report" in changed
+    unchanged = ("sample_low_temperature", "train_low_temperature", "evaluate_low_temperature", "reference", "import_student")
+    assert not changed & set(unchanged)
+
+
+@pytest.mark.parametrize("override", ["parallel.data=1", "launch.replicas=4", "training.save_every=7", "run_dir=elsewhere"])
+def test_where_and_how_it_runs_renames_nothing(override: str) -> None:
+    assert keys() == keys(override)
+
+
+def test_models_are_known_by_content_not_place(tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "teacher"
+    shutil.copytree(TOY / "teacher", copy)
+    assert keys() == keys(f"teacher.model={copy}")
+    (copy / "chat_template.jinja").write_text("{{ messages }}")
+    assert keys()["sample_low_temperature"] != keys(f"teacher.model={copy}")["sample_low_temperature"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("teacher.model=nowhere", "teacher.model: nowhere: no such model folder"),
+        ("student.model=examples", "student.model: examples: no config.json"),
+        ("prompts.test.path=none.jsonl", "prompts.test.path: none.jsonl: no such file"),
+    ],
+)
+def test_absent_inputs(override: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        steps_of(load_recipe(RECIPE, [override]))
+    assert message in str(caught.value)
+
+
+def test_every_step_follows_its_inputs() -> None:
+    steps = steps_of(load_recipe(RECIPE))
+    seen: set[str] = set()
+    for name, step in steps.items():
+        assert {source.name for source in step.inputs.values() if hasattr(source, "kind")} <= seen
+        seen.add(name)

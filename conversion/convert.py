@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -78,6 +79,18 @@ def export_hf(megatron: Path, like: Path, folder: Path) -> dict[str, int]:
             raise disk_error(folder, error) from error
         write_json(folder / "config.json", hf.config)
         return {"tensors": len(tensors), "parameters": sum(tensor.numel() for tensor in tensors.values())}
+
+
+def convert_aside(folder: Path, convert: Callable[[Path], dict[str, int]]) -> dict[str, int]:
+    """Calls `convert` with a folder beside `folder`, and gives it that name once it is whole."""
+    aside = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        counts = convert(aside)
+        aside.rename(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return counts
 
 
 def _write_shards(tensors: dict[str, torch.Tensor], folder: Path) -> None:

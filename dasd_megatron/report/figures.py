@@ -40,7 +40,7 @@ plt.rcParams.update(
 
 def accuracy_by_stage(accuracy: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     """Bars of accuracy, one group a model, one bar a way of decoding: {model: {decoding: {mean, standard_error}}}."""
-    figure, axes = _figure(7.2)
+    figure, axes = _figure()
     decodings = list(next(iter(accuracy.values())))
     width = 0.8 / len(decodings)
     for index, decoding in enumerate(decodings):
@@ -59,7 +59,7 @@ def accuracy_by_stage(accuracy: Mapping[str, Mapping[str, Mapping[str, float]]])
 
 def alignment_by_stage(alignment: Mapping[str, Mapping[str, float]]) -> str:
     """Bars of KL(teacher || model), nats a response."""
-    figure, axes = _figure(5.2)
+    figure, axes = _figure()
     means = [row["mean"] for row in alignment.values()]
     bars = axes.bar(
         [_label(name) for name in alignment],
@@ -78,7 +78,7 @@ def alignment_by_stage(alignment: Mapping[str, Mapping[str, float]]) -> str:
 
 def loss_by_stage(losses: Mapping[str, Sequence[float]]) -> str:
     """Training loss over all stages, one after another."""
-    figure, axes = _figure(7.2)
+    figure, axes = _figure()
     first = 0
     for index, (stage, values) in enumerate(losses.items()):
         axes.plot(
@@ -97,7 +97,7 @@ def loss_by_stage(losses: Mapping[str, Sequence[float]]) -> str:
 
 def probability_density(by_temperature: Mapping[str, Sequence[float]]) -> str:
     """Density of the responses' probability (geometric mean over their tokens) at each temperature (paper, figures 3, 4)."""
-    figure, axes = _figure(5.2)
+    figure, axes = _figure()
     lowest = min(min(values) for values in by_temperature.values())
     edges = np.linspace(max(0.0, lowest), 1.0, 41).tolist()
     for index, (temperature, values) in enumerate(by_temperature.items()):
@@ -113,7 +113,7 @@ def sentence_probabilities(
     teacher: Sequence[float], student: Sequence[float], kinds: Sequence[str], threshold: float
 ) -> str:
     """Teacher against student probability of each sentence, coloured by kind."""
-    figure, axes = _figure(5.2, 4.6)
+    figure, axes = _figure(5.2)
     for kind, color in KIND_COLORS.items():
         chosen = [index for index, own in enumerate(kinds) if own == kind]
         share = len(chosen) / max(1, len(kinds))
@@ -138,7 +138,7 @@ def sentence_probabilities(
 def dropped_by_reason(dropped: Mapping[str, Mapping[str, int]]) -> str:
     """Stacked bars of dropped rows: {step: {reason: rows}}."""
     reasons = sorted({reason for row in dropped.values() for reason in row})
-    figure, axes = _figure(7.2, 0.45 * len(dropped) + 1.4)
+    figure, axes = _figure(0.45 * len(dropped) + 2.0)
     left = np.zeros(len(dropped))
     for index, reason in enumerate(reasons):
         values = np.array([row.get(reason, 0) for row in dropped.values()])
@@ -150,13 +150,13 @@ def dropped_by_reason(dropped: Mapping[str, Mapping[str, int]]) -> str:
     axes.invert_yaxis()
     axes.set_xlabel("rows")
     axes.grid(axis="y", visible=False)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    axes.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return _svg(figure)
 
 
 def cut_off_by_length(teacher_tokens: Sequence[float], cut_off: Sequence[bool], bins: int = 6) -> str:
     """Share of the student's answers that were cut off, by the length of the teacher's response."""
-    figure, axes = _figure(5.2)
+    figure, axes = _figure()
     order = np.argsort(teacher_tokens, kind="stable")
     groups = [group for group in np.array_split(order, bins) if len(group)]
     lengths, cut = np.asarray(teacher_tokens), np.asarray(cut_off)
@@ -173,7 +173,7 @@ def cut_off_by_length(teacher_tokens: Sequence[float], cut_off: Sequence[bool], 
 
 def seconds_by_step(seconds: Mapping[str, float]) -> str:
     """Horizontal bars of wall-clock time."""
-    figure, axes = _figure(7.2, 0.26 * len(seconds) + 0.9)
+    figure, axes = _figure(0.26 * len(seconds) + 0.9)
     bars = axes.barh([_label(step, " ") for step in seconds], list(seconds.values()), 0.7, color=COLORS[4])
     axes.bar_label(bars, fmt="%.1f", padding=3)
     axes.invert_yaxis()
@@ -182,8 +182,8 @@ def seconds_by_step(seconds: Mapping[str, float]) -> str:
     return _svg(figure)
 
 
-def _figure(width: float, height: float = 3.4) -> tuple[Figure, Axes]:
-    figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
+def _figure(height: float = 3.8) -> tuple[Figure, Axes]:
+    figure, axes = plt.subplots(figsize=(6.4, height), layout="constrained")
     return figure, axes
 
 

@@ -5,6 +5,7 @@ A folder that carries its final name is whole; the newest one is what a killed s
 
 from __future__ import annotations
 
+import queue
 import re
 import shutil
 from pathlib import Path
@@ -12,12 +13,17 @@ from typing import Any
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer
 
 from dasd_megatron.artifacts.files import disk_error, sync_folder
 from dasd_megatron.errors import UserError
 from dasd_megatron.training.platform import optimizer_checks
+
+# The writer hands results over through a queue that, for the sake of asynchronous saves, lives in a process of its own; that
+# process would outlive a killed rank. Saves here are synchronous, in threads, so a plain queue does.
+filesystem_async._results_queue = queue.Queue()
 
 _STEP = re.compile(r"step-(\d+)")
 

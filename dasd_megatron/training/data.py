@@ -88,6 +88,7 @@ def make_micro_batch(
     labels = input_ids.roll(-1)
     loss_mask = torch.from_numpy(np.pad(targets, (0, padding)).astype(np.float32)).roll(-1)
     loss_mask[torch.from_numpy(lengths.astype(np.int64)).cumsum(0) - 1] = 0.0
+    loss_mask[len(ids) :] = 0.0
     all_lengths = torch.tensor([*lengths.tolist(), *([padding] if padding else [])])
     return MicroBatch(
         input_ids=input_ids[None],

@@ -74,7 +74,7 @@ def test_failed_write_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.fixture()
+@pytest.fixture
 def small_disk(tmp_path: Path) -> Path:
     """A file system of 64 KiB."""
     folder = tmp_path / "disk"
@@ -100,7 +100,8 @@ def test_unwritable_folder() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "message"), [(13, "make it writable"), (30, "make it writable"), (28, "the disk is full"), (5, "can't be written")]
+    ("code", "message"),
+    [(13, "make it writable"), (30, "make it writable"), (28, "the disk is full"), (5, "can't be written")],
 )
 def test_disk_messages(code: int, message: str) -> None:
     assert message in str(disk_error(Path("x"), OSError(code, os.strerror(code))))

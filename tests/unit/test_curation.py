@@ -44,7 +44,12 @@ def test_sentences(text: str, sentences: list[str]) -> None:
 
 
 def test_toy_sentences() -> None:
-    assert SentenceSplitter("[;!]").split("<think>3*4=2;2+4=7!2+4=6;</think>6") == ["<think>3*4=2;", "2+4=7!", "2+4=6;", "</think>6"]
+    assert SentenceSplitter("[;!]").split("<think>3*4=2;2+4=7!2+4=6;</think>6") == [
+        "<think>3*4=2;",
+        "2+4=7!",
+        "2+4=6;",
+        "</think>6",
+    ]
 
 
 def test_bad_sentence_pattern() -> None:

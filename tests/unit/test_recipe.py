@@ -99,11 +99,19 @@ def test_a_change_renames_what_depends_on_it_and_nothing_else() -> None:
     assert "sample_high_temperature" in changed
     assert "train_mixed_policy" in changed
     assert "report" in changed
-    unchanged = ("sample_low_temperature", "train_low_temperature", "evaluate_low_temperature", "reference", "import_student")
+    unchanged = (
+        "sample_low_temperature",
+        "train_low_temperature",
+        "evaluate_low_temperature",
+        "reference",
+        "import_student",
+    )
     assert not changed & set(unchanged)
 
 
-@pytest.mark.parametrize("override", ["parallel.data=1", "launch.replicas=4", "training.save_every=7", "run_dir=elsewhere"])
+@pytest.mark.parametrize(
+    "override", ["parallel.data=1", "launch.replicas=4", "training.save_every=7", "run_dir=elsewhere"]
+)
 def test_where_and_how_it_runs_renames_nothing(override: str) -> None:
     assert keys() == keys(override)
 

@@ -75,7 +75,9 @@ def harmony_ids(gptoss: ChatTokenizer, text: str) -> list[int]:
 
 
 REASONING, ANSWER = "We need 2+2. That's 4.", "The answer is **4**."
-RESPONSE = f"<|channel|>analysis<|message|>{REASONING}<|end|><|start|>assistant<|channel|>final<|message|>{ANSWER}<|return|>"
+RESPONSE = (
+    f"<|channel|>analysis<|message|>{REASONING}<|end|><|start|>assistant<|channel|>final<|message|>{ANSWER}<|return|>"
+)
 
 
 @pytest.mark.network
@@ -90,7 +92,9 @@ def test_harmony_becomes_think(gptoss: ChatTokenizer) -> None:
             content = gptoss.token_bytes[token]
             assert data[start : start + len(content)] == content
     assert response.token_starts[-1] == len(data)
-    content = b"".join(gptoss.token_bytes[t] for t, s in zip(ids, response.token_starts, strict=True) if s not in (MARKUP, len(data)))
+    content = b"".join(
+        gptoss.token_bytes[t] for t, s in zip(ids, response.token_starts, strict=True) if s not in (MARKUP, len(data))
+    )
     assert content.decode() == REASONING + ANSWER
 
 
@@ -103,7 +107,9 @@ def test_harmony_goes_on_from_any_prefix(gptoss: ChatTokenizer, cut: int) -> Non
     at = min(len("<think>\n") + cut, len(f"<think>\n{REASONING}"))
     prefix = whole[:at]
     prefix_ids = style.prefix_ids(prefix, [])
-    rest = f"{REASONING[at - len('<think>') - 1 :]}<|end|><|start|>assistant<|channel|>final<|message|>{ANSWER}<|return|>"
+    rest = (
+        f"{REASONING[at - len('<think>') - 1 :]}<|end|><|start|>assistant<|channel|>final<|message|>{ANSWER}<|return|>"
+    )
     response = style.parse([], prefix_ids, gptoss.encode(rest), stopped=True)
     assert response.text == whole
     assert response.prefix_bytes in (at, at + len("\n</think>\n\n"))
@@ -126,7 +132,10 @@ def test_harmony_prefix_in_the_answer(gptoss: ChatTokenizer) -> None:
         ("<|channel|>analysis<|message|>a<|end|>", "no_answer"),
         ("<|channel|>final<|message|>b<|return|>", "no_thinking"),
         ("<|channel|>commentary to=functions.f<|message|>{}<|call|>", "tool_call"),
-        ("<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>commentary to=functions.f<|message|>{}<|call|>", "tool_call"),
+        (
+            "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>commentary to=functions.f<|message|>{}<|call|>",
+            "tool_call",
+        ),
     ],
 )
 def test_harmony_problems(gptoss: ChatTokenizer, text: str, problem: str) -> None:

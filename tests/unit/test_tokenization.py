@@ -104,7 +104,7 @@ def test_toy_tokenizers_partition(text: str) -> None:
     for name in ("teacher", "student"):
         tokenizer = _toy(name)
         check_partition(tokenizer, text)
-        ids, starts = tokenizer.encode_with_spans(text)
+        ids, _starts = tokenizer.encode_with_spans(text)
         assert tokenizer.decode_bytes(ids).decode() == text
 
 

@@ -1,0 +1,85 @@
+"""Tiny models with random weights, and packs of random documents."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from dasd_megatron.artifacts.artifact import ArtifactWriter
+from dasd_megatron.curation.pack import PACKS
+from dasd_megatron.recipe.schema import Parallel, Training
+
+VOCABULARY = 131  # prime: no tensor-parallel size divides it
+CONTEXT = 96
+
+
+def tiny_qwen3(folder: Path, tied: bool = False, **changes: Any) -> Path:
+    """A Qwen3 folder whose awkward shapes (head_dim != hidden / heads, odd vocabulary) would show a wrong conversion."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    fields = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "max_position_embeddings": 512,
+        "rope_theta": 5000.0,
+        "tie_word_embeddings": tied,
+        **changes,
+    }
+    model = Qwen3ForCausalLM(Qwen3Config(**fields))
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+        else:
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(folder)
+    return folder
+
+
+def random_packs(folder: Path, count: int, seed: int = 0) -> Path:
+    """A finished artifact of packs. Documents differ so much in length that a mean of means would show."""
+    random = np.random.default_rng(seed)
+    rows = []
+    for _ in range(count):
+        lengths: list[int] = []
+        while sum(lengths) < CONTEXT - 20:
+            lengths.append(int(random.choice([3, 5, 12, 40], p=[0.4, 0.3, 0.2, 0.1])))
+        lengths = lengths if sum(lengths) <= CONTEXT else lengths[:-1]
+        rows.append(
+            {
+                "input_ids": random.integers(0, VOCABULARY, sum(lengths)),
+                "loss_mask": random.random(sum(lengths)) < 0.7,
+                "document_lengths": lengths,
+                "uuids": [f"d{n}" for n in range(len(lengths))],
+            }
+        )
+    writer = ArtifactWriter(folder, {})
+    writer.write_shard("packs", 0, pa.Table.from_pylist(rows, PACKS))
+    writer.finish(context_length=CONTEXT)
+    return folder
+
+
+def training_context(
+    path: Path, model: Path, start: Path, packs: Path, output: Path, parallel: Parallel, save_every: int = 1000, **training: Any
+) -> Path:
+    """A file that `train_ranks` runs: the context of a training step."""
+    settings = {"steps": 20, "global_batch": 4, "learning_rate": 1e-3, "min_learning_rate": 1e-4, "precision": "fp32"}
+    content = {
+        "name": "train",
+        "config": {"training": Training(**{**settings, **training}).model_dump(), "seed": 3, "isolate_documents": True},
+        "inputs": {"model": str(model), "start": str(start), "packs": str(packs)},
+        "output": str(output),
+        "execution": {"parallel": parallel.model_dump(), "save_every": save_every, "keep_checkpoints": 2},
+    }
+    path.write_text(json.dumps(content))
+    return path

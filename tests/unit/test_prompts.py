@@ -1,0 +1,126 @@
+"""Prompts: every source, and every kind of bad row."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dasd_megatron.artifacts.artifact import Artifact
+from dasd_megatron.errors import UserError
+from dasd_megatron.recipe.schema import PromptSource
+from dasd_megatron.sampling import prompts
+
+GOOD = {"uuid": "1", "input": "2+2?", "domain": "math", "answer": "4"}
+
+
+def source(path: Path, **fields: Any) -> dict[str, Any]:
+    return {"source": PromptSource(path=path, **fields).model_dump(mode="json", exclude={"path"})}
+
+
+def read(
+    make_context: Any, path: Path, **fields: Any
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
+    context = make_context(source(path, **fields), {"source": path})
+    facts = prompts.run(context)
+    context.output.finish(**facts)
+    artifact = Artifact(context.output.path)
+    return artifact.read("prompts").to_pylist(), artifact.read("dropped").to_pylist(), facts
+
+
+def lines(tmp_path: Path, *rows: Any) -> Path:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def test_jsonl(make_context: Any, tmp_path: Path) -> None:
+    kept, dropped, _ = read(make_context, lines(tmp_path, GOOD, {**GOOD, "uuid": 2, "answer": 5}))
+    assert kept == [GOOD, {**GOOD, "uuid": "2", "answer": "5"}]
+    assert dropped == []
+
+
+def test_parquet_and_other_column_names(make_context: Any, tmp_path: Path) -> None:
+    path = tmp_path / "p.parquet"
+    pq.write_table(pa.table({"question": ["a?", "b?"], "gold": ["1", None]}), path)
+    columns = {"input": "question", "answer": "gold", "uuid": None, "domain": None}
+    kept, _, _ = read(make_context, path, columns=columns)
+    assert [(row["input"], row["answer"], row["domain"]) for row in kept] == [("a?", "1", None), ("b?", None, None)]
+    assert len({row["uuid"] for row in kept}) == 2
+
+
+def test_dataset_name(make_context: Any, tmp_path: Path) -> None:
+    """`datasets` reads a folder by name as it reads the hub."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text(json.dumps(GOOD) + "\n")
+    config = {"source": PromptSource(dataset=str(tmp_path / "data")).model_dump(mode="json", exclude={"path"})}
+    context = make_context(config)
+    assert prompts.run(context)["counts"] == {"prompts": 1}
+
+
+def test_unknown_dataset(make_context: Any, tmp_path: Path) -> None:
+    config = {"source": PromptSource(dataset=str(tmp_path / "absent")).model_dump(mode="json", exclude={"path"})}
+    with pytest.raises(UserError, match="can't be loaded"):
+        prompts.run(make_context(config))
+
+
+def test_limit(make_context: Any, tmp_path: Path) -> None:
+    kept, _, _ = read(make_context, lines(tmp_path, *({**GOOD, "uuid": n} for n in range(9))), limit=3)
+    assert [row["uuid"] for row in kept] == ["0", "1", "2"]
+
+
+BAD = [
+    ("{", "malformed_json", "not valid JSON"),
+    ("", "empty_line", "the line is empty"),
+    ("[1]", "malformed_json", "one JSON object"),
+    ({**GOOD, "uuid": "2", "input": " "}, "no_input", "column 'input' is missing or empty"),
+    ({"uuid": "2"}, "no_input", "column 'input' is missing or empty"),
+    ({**GOOD, "uuid": "2", "answer": ["4"]}, "bad_answer", "column 'answer' holds list"),
+    (GOOD, "duplicate_uuid", "uuid '1' stands at"),
+]
+
+
+@pytest.mark.parametrize(("row", "reason", "message"), BAD)
+def test_bad_row_is_an_error_with_its_line(
+    make_context: Any, tmp_path: Path, row: Any, reason: str, message: str
+) -> None:
+    path = lines(tmp_path, GOOD, row)
+    with pytest.raises(UserError) as caught:
+        read(make_context, path)
+    assert f"{path}: line 2: " in str(caught.value)
+    assert message in str(caught.value)
+    assert "bad_rows=drop" in str(caught.value)
+
+
+@pytest.mark.parametrize(("row", "reason", "message"), BAD)
+def test_bad_row_is_set_aside_and_counted(
+    make_context: Any, tmp_path: Path, row: Any, reason: str, message: str
+) -> None:
+    path = lines(tmp_path, GOOD, row, {**GOOD, "uuid": "3"})
+    kept, dropped, facts = read(make_context, path, bad_rows="drop")
+    assert [row["uuid"] for row in kept] == ["1", "3"]
+    assert facts["dropped"] == {reason: 1}
+    assert dropped[0]["place"] == f"{path}: line 2"
+
+
+def test_bytes_that_are_no_text(make_context: Any, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(b'{"input": "\xff"}\n')
+    with pytest.raises(UserError, match="line 1: not valid JSON"):
+        read(make_context, path)
+
+
+def test_no_prompt_at_all(make_context: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no usable prompt"):
+        read(make_context, lines(tmp_path, "{"), bad_rows="drop")
+
+
+def test_damaged_parquet(make_context: Any, tmp_path: Path) -> None:
+    path = tmp_path / "p.parquet"
+    path.write_bytes(b"PAR1 no")
+    with pytest.raises(UserError, match="can't be read as Parquet"):
+        read(make_context, path)

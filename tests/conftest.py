@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,23 @@ def qwen3() -> ChatTokenizer:
 @pytest.fixture(scope="session")
 def gptoss() -> ChatTokenizer:
     return ChatTokenizer(fetch_tokenizer("gptoss"))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Makes a file system of the size asked for: small_disk("64k")."""
+    folder = tmp_path / "disk"
+
+    def make(size: str) -> Path:
+        folder.mkdir()
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True)
+        if done.returncode:
+            pytest.skip("mounting a small file system needs root")
+        return folder
+
+    yield make
+    if os.path.ismount(folder):
+        subprocess.run(["umount", "-l", folder], check=True)
 
 
 @pytest.fixture

@@ -70,7 +70,14 @@ def random_packs(folder: Path, count: int, seed: int = 0) -> Path:
 
 
 def training_context(
-    path: Path, model: Path, start: Path, packs: Path, output: Path, parallel: Parallel, save_every: int = 1000, **training: Any
+    path: Path,
+    model: Path,
+    start: Path,
+    packs: Path,
+    output: Path,
+    parallel: Parallel,
+    save_every: int = 1000,
+    **training: Any,
 ) -> Path:
     """A file that `train_ranks` runs: the context of a training step."""
     settings = {"steps": 20, "global_batch": 4, "learning_rate": 1e-3, "min_learning_rate": 1e-4, "precision": "fp32"}

@@ -14,6 +14,9 @@ from typing import IO, Any
 
 from dasd_megatron.errors import UserError
 
+# System errors that are the user's to mend: no space, no permission, read-only.
+REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Calls `write` with a file beside `path` and renames it to `path` once it is on disk.

@@ -16,7 +16,7 @@ from typing import Any
 
 from dasd_megatron import __version__
 from dasd_megatron.artifacts.artifact import ArtifactWriter
-from dasd_megatron.artifacts.files import lock, try_lock
+from dasd_megatron.artifacts.files import REFUSED, disk_error, lock, try_lock
 from dasd_megatron.errors import UserError
 from dasd_megatron.launch.process import die_with_parent
 from dasd_megatron.progress import Progress
@@ -172,6 +172,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run_step(step, command)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        print(f"error: {disk_error(Path(error.filename or step.folder), error)}", file=sys.stderr)
         return 2
     return 0
 

@@ -16,6 +16,7 @@ from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer
+from torch.distributed.checkpoint.api import CheckpointException
 
 from dasd_megatron.artifacts.files import disk_error, sync_folder
 from dasd_megatron.errors import UserError
@@ -24,6 +25,9 @@ from dasd_megatron.training.platform import optimizer_checks
 # The writer hands results over through a queue that, for the sake of asynchronous saves, lives in a process of its own; that
 # process would outlive a killed rank. Saves here are synchronous, in threads, so a plain queue does.
 filesystem_async._results_queue = queue.Queue()
+
+# More than is left after a checkpoint file did not fit.
+PROBE_BYTES = 64 << 20
 
 _STEP = re.compile(r"step-(\d+)")
 
@@ -89,14 +93,27 @@ def _save(state: dict[str, Any], folder: Path) -> None:
     _agree(failure)
     try:
         dist_checkpointing.save(state, str(aside))
-    except OSError as error:
-        failure = disk_error(folder, error)
+    except (Exception, CheckpointException):
+        failure = _write_failure(aside, folder)
+        if failure is None:
+            raise
+    if failure is not None:
+        shutil.rmtree(aside, ignore_errors=True)
     _agree(failure)
     if dist.get_rank() == 0:
         shutil.rmtree(folder, ignore_errors=True)
         aside.rename(folder)
         sync_folder(folder.parent)
     dist.barrier()
+
+
+def _write_failure(aside: Path, folder: Path) -> UserError | None:
+    """Whether the system refuses writes, and why. Megatron's writer threads lose the reason, so it is asked again."""
+    try:
+        (aside / "probe").write_bytes(bytes(PROBE_BYTES))
+    except OSError as error:
+        return disk_error(folder, error)
+    return None
 
 
 def _agree(failure: UserError | None) -> None:
@@ -113,6 +130,7 @@ def _load(state: dict[str, Any], folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder}: no such checkpoint")
     try:
         loaded: dict[str, Any] = dist_checkpointing.load(state, str(folder))
-    except Exception as error:  # Megatron and torch raise many kinds for damaged or foreign checkpoints
-        raise UserError(f"{folder}: can't be loaded as a checkpoint of this model: {error}") from error
+    except (Exception, CheckpointException) as error:  # many kinds, for damaged checkpoints and those of another model
+        reason = str(error).strip().splitlines()[-1]
+        raise UserError(f"{folder}: can't be loaded as a checkpoint of this model: {reason}") from error
     return loaded

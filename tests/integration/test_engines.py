@@ -41,13 +41,15 @@ def tokenizer(folder: Path) -> ChatTokenizer:
 
 def requests(tokenizer: ChatTokenizer, max_tokens: int = 96) -> list[Request]:
     return [
-        Request(tokenizer.prompt_ids(text), sample_seed("test", index), max_tokens) for index, text in enumerate(PROBLEMS)
+        Request(tokenizer.prompt_ids(text), sample_seed("test", index), max_tokens)
+        for index, text in enumerate(PROBLEMS)
     ]
 
 
 def test_greedy_answers_and_logprobs_agree(engines: dict[str, Engine], tokenizer: ChatTokenizer) -> None:
     first, second = (
-        engines[name].generate(requests(tokenizer), 0.0, 1.0, [tokenizer.end_of_turn_id]) for name in ("vllm", "transformers")
+        engines[name].generate(requests(tokenizer), 0.0, 1.0, [tokenizer.end_of_turn_id])
+        for name in ("vllm", "transformers")
     )
     assert [sample.token_ids for sample in first] == [sample.token_ids for sample in second]
     assert [sample.finish_reason for sample in first] == [sample.finish_reason for sample in second]
@@ -70,7 +72,9 @@ def test_sampled_logprobs_are_the_models_at_temperature_one(
 
 @pytest.mark.parametrize("name", ["vllm", "transformers"])
 def test_a_seeded_sample_repeats(engines: dict[str, Engine], tokenizer: ChatTokenizer, name: str) -> None:
-    first, second = (engines[name].generate(requests(tokenizer), 1.0, 1.0, [tokenizer.end_of_turn_id]) for _ in range(2))
+    first, second = (
+        engines[name].generate(requests(tokenizer), 1.0, 1.0, [tokenizer.end_of_turn_id]) for _ in range(2)
+    )
     assert first == second
     others = [Request(request.prompt_ids, request.seed + 1, request.max_tokens) for request in requests(tokenizer)]
     assert engines[name].generate(others, 1.0, 1.0, [tokenizer.end_of_turn_id]) != first

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,8 @@ def test_documents_are_isolated(tmp_path: Path, isolate: bool) -> None:
     with process_groups(Parallel(), 0), torch.no_grad():
         model = megatron_model(folder, tmp_path / "megatron")
         before, after = (
-            logits_of(model, make_micro_batch(values, np.ones(len(ids), np.bool_), seen, len(ids))) for values in (ids, changed)
+            logits_of(model, make_micro_batch(values, np.ones(len(ids), np.bool_), seen, len(ids)))
+            for values in (ids, changed)
         )
     others = torch.cat([before[:3] - after[:3], before[43:] - after[43:]])
     assert bool((others == 0).all()) is isolate
@@ -138,7 +140,11 @@ def start_training(context: Path) -> subprocess.Popen[str]:
     if parallel.world_size > 1:
         command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(parallel.world_size), "-m"]
     return subprocess.Popen(
-        [*command, "tests.integration.train_ranks", str(context)], cwd=ROOT, stderr=subprocess.PIPE, text=True, env=os.environ
+        [*command, "tests.integration.train_ranks", str(context)],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ,
     )
 
 
@@ -162,7 +168,13 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def context_file(prepared: dict[str, Path], name: str, parallel: Parallel, **settings: Any) -> Path:
     folder = prepared["folder"]
     return training_context(
-        folder / f"{name}.json", prepared["model"], prepared["start"], prepared["packs"], folder / name, parallel, **settings
+        folder / f"{name}.json",
+        prepared["model"],
+        prepared["start"],
+        prepared["packs"],
+        folder / name,
+        parallel,
+        **settings,
     )
 
 
@@ -241,6 +253,31 @@ def test_resume_in_another_layout(
     assert (folder / "step-0000008").is_dir()
     lines = train(context_file(prepared, name, second, save_every=8))
     check_equal(lines, one_process, loss=1e-5, grad_norm=1e-4)
+
+
+def test_full_disk_in_a_save_loses_nothing(
+    prepared: dict[str, Path], one_process: list[dict[str, Any]], small_disk: Callable[[str], Path]
+) -> None:
+    """One message and no half checkpoint; with room made, the same command goes on from the save before."""
+    disk = small_disk("16m")
+    context = training_context(
+        disk / "context.json",
+        prepared["model"],
+        prepared["start"],
+        prepared["packs"],
+        disk / "train",
+        Parallel(),
+        save_every=4,
+    )
+    ballast = disk / "ballast"
+    ballast.write_bytes(bytes(12_700_000))
+    process = start_training(context)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "the disk is full" in errors.strip().splitlines()[-1], errors[-4000:]
+    assert [path.name for path in (disk / "train").iterdir() if path.is_dir()] == ["step-0000004"]
+    ballast.unlink()
+    check_equal(train(context), one_process, loss=0, grad_norm=0)
 
 
 def test_bf16_learns(prepared: dict[str, Path], one_process: list[dict[str, Any]]) -> None:

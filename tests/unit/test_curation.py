@@ -262,7 +262,7 @@ def test_packs_hold_every_document_once_and_fit(lengths: list[int]) -> None:
 
 
 def test_too_long_a_document_is_refused() -> None:
-    with pytest.raises(UserError, match="65 tokens, more than packing.context_length=64"):
+    with pytest.raises(UserError, match=r"65 tokens, more than packing\.context_length=64"):
         pack([65], 64)
 
 

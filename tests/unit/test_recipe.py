@@ -74,7 +74,7 @@ def test_mistakes_name_file_key_and_remedy(overrides: list[str], message: str) -
 def test_unreadable_recipes(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
-    with pytest.raises(UserError, match="recipe.yaml") as caught:
+    with pytest.raises(UserError, match=r"recipe\.yaml") as caught:
         load_recipe(path)
     assert message in str(caught.value)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -22,8 +23,6 @@ from dasd_megatron.sampling.engine import sample_seed
 from dasd_megatron.training import platform
 
 platform.prepare()
-
-import itertools
 
 from dasd_megatron.training.data import make_micro_batch  # noqa: E402
 from dasd_megatron.training.schedule import learning_rate, total_steps  # noqa: E402

@@ -16,7 +16,7 @@ from dasd_megatron.curation.sentences import SentenceSplitter
 from dasd_megatron.errors import UserError
 from dasd_megatron.sampling.sample import RESPONSES, open_tokenizer
 from dasd_megatron.step import StepContext
-from dasd_megatron.tokenization.response_format import Response, response_format
+from dasd_megatron.tokenization.response_format import Response, response_format, response_tokens
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer
 
 # `text` is the canonical text from here on; *_starts are byte offsets in it (see Response and byte_spans).
@@ -110,20 +110,21 @@ class ResponseFilter:
             return "truncated", filtered
         if response.problem:
             return response.problem, filtered
-        student_ids, student_starts = self._student.encode_with_spans(response.text)
-        reason = self._problem(row, response, student_ids)
+        prompt_ids = self._student.prompt_ids(row["input"])
+        student_ids, student_starts = response_tokens(self._student, prompt_ids, response.text)
+        reason = self._problem(response, prompt_ids, student_ids)
         return reason, {
             **filtered,
             "token_starts": response.token_starts,
-            "student_prompt_ids": self._student.prompt_ids(row["input"]),
-            "student_token_ids": [*student_ids, self._student.end_of_turn_id],
-            "student_token_starts": [*student_starts, len(response.text.encode())],
+            "student_prompt_ids": prompt_ids,
+            "student_token_ids": student_ids,
+            "student_token_starts": student_starts,
         }
 
-    def _problem(self, row: Mapping[str, Any], response: Response, student_ids: list[int]) -> str | None:
+    def _problem(self, response: Response, prompt_ids: list[int], student_ids: list[int]) -> str | None:
         # A marker written out in a response (<|im_end|>, say) would become the real one in the student's tokens.
-        if self._special_ids.intersection(student_ids):
+        if self._special_ids.intersection(student_ids[:-1]):
             return "special_token"
-        if len(self._student.prompt_ids(row["input"])) + len(student_ids) + 1 > self._context_length:
+        if len(prompt_ids) + len(student_ids) > self._context_length:
             return "too_long"
         return repetition_problem(response.text, student_ids, self._splitter, self._limits)

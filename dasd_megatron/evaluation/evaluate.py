@@ -19,8 +19,7 @@ from dasd_megatron.evaluation.graders import final_answer, grade
 from dasd_megatron.sampling.engine import Engine, Request, open_engine, sample_seed
 from dasd_megatron.sampling.sample import open_tokenizer
 from dasd_megatron.step import StepContext
-from dasd_megatron.tokenization.response_format import response_format
-from dasd_megatron.tokenization.tokenizer import ChatTokenizer
+from dasd_megatron.tokenization.response_format import response_format, response_tokens
 
 ANSWERS = pa.schema(
     [
@@ -146,8 +145,8 @@ class Evaluator:
         return pa.Table.from_pylist(rows, ALIGNMENT)
 
     def _in_own_tokens(self, question: str, text: str) -> tuple[list[int], list[int]]:
-        tokenizer: ChatTokenizer = self._tokenizer
-        return tokenizer.prompt_ids(question), [*tokenizer.encode(text), tokenizer.end_of_turn_id]
+        prompt_ids = self._tokenizer.prompt_ids(question)
+        return prompt_ids, response_tokens(self._tokenizer, prompt_ids, text)[0]
 
 
 def mean_and_error(values: ArrayLike) -> dict[str, float]:

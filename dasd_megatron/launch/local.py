@@ -13,7 +13,7 @@ from typing import IO
 
 from dasd_megatron.artifacts.files import disk_error, lock, write_atomically
 from dasd_megatron.errors import UserError
-from dasd_megatron.launch.process import die_with_parent
+from dasd_megatron.launch.process import child_options
 from dasd_megatron.recipe.schema import Parallel, Recipe
 from dasd_megatron.recipe.steps import Step
 
@@ -38,9 +38,9 @@ def run_all(recipe: Recipe, path: Path, overrides: Sequence[str], steps: Mapping
 def run_one(step: Step, path: Path, overrides: Sequence[str]) -> None:
     """Runs one step in its own process, or under torchrun with the ranks it needs. Raises UserError if it fails."""
     command = [*_launcher(step), RUN_STEP, str(path), step.name, *overrides]
-    parent = os.getpid()
-    environment = {**os.environ, "OMP_NUM_THREADS": str(step.execution["threads"])}
-    process = subprocess.Popen(command, env=environment, preexec_fn=lambda: die_with_parent(parent))
+    in_child, environment = child_options()
+    environment["OMP_NUM_THREADS"] = str(step.execution["threads"])
+    process = subprocess.Popen(command, env=environment, preexec_fn=in_child)
     try:
         code = process.wait()
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Child processes that never outlive their parent: a killed run leaves nothing behind that still writes."""
+"""Child processes that never outlive the run they belong to: a killed run leaves nothing behind that still writes."""
 
 from __future__ import annotations
 
@@ -6,17 +6,47 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
+# Environment variable that names the process that started the run.
+LAUNCHER = "DASD_LAUNCHER_PID"
 _PR_SET_PDEATHSIG = 1
 
 
-def die_with_parent(expected_parent: int | None = None) -> None:
-    """Asks Linux to kill this process when its parent ends, however it ends. No-op on other systems.
+def child_options() -> tuple[Callable[[], None], dict[str, str]]:
+    """`preexec_fn` and `env` for a child that is to end with this process."""
+    parent = os.getpid()
 
-    `expected_parent` closes the gap in which the parent ended before the request: then this process exits at once.
+    def in_child() -> None:
+        _die_with_parent()
+        if os.getppid() != parent:  # it ended before the request
+            os._exit(1)
+
+    return in_child, {LAUNCHER: str(parent), **os.environ}
+
+
+def die_with_launcher() -> None:
+    """For a rank that torchrun started: end with torchrun, or at once if the run that started torchrun is gone.
+
+    torchrun itself ends with the launcher; a rank that it started just before has not asked to end with it yet.
     """
-    if not sys.platform.startswith("linux"):
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if expected_parent is not None and os.getppid() != expected_parent:
+    _die_with_parent()
+    launcher = os.environ.get(LAUNCHER)
+    if launcher is not None and not _is_alive(int(launcher)):
         os._exit(1)
+
+
+def _die_with_parent() -> None:
+    """Asks Linux to kill this process when its parent ends, however it ends. No-op on other systems."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _is_alive(pid: int) -> bool:
+    if not Path("/proc").is_dir():
+        return True
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -18,7 +18,7 @@ from dasd_megatron import __version__
 from dasd_megatron.artifacts.artifact import ArtifactWriter
 from dasd_megatron.artifacts.files import REFUSED, disk_error, lock, try_lock
 from dasd_megatron.errors import UserError
-from dasd_megatron.launch.process import die_with_parent
+from dasd_megatron.launch.process import child_options, die_with_launcher
 from dasd_megatron.progress import Progress
 from dasd_megatron.recipe.load import load_recipe
 from dasd_megatron.recipe.steps import Step, steps_of
@@ -122,9 +122,9 @@ def _pending(implementation: Any, context: Any, count: int) -> list[int]:
 
 def _run_replicas(replicas: int, implementation: Any, context: Any, command: Sequence[str], progress: Progress) -> None:
     """Starts replicas and waits for all of them. One that dies frees its shard for the others."""
-    parent = os.getpid()
+    in_child, environment = child_options()
     processes = [
-        subprocess.Popen([sys.executable, *command, "--replica"], preexec_fn=lambda: die_with_parent(parent))
+        subprocess.Popen([sys.executable, *command, "--replica"], env=environment, preexec_fn=in_child)
         for _ in range(replicas)
     ]
     while any(process.poll() is None for process in processes):
@@ -158,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--replica", action="store_true")
     args = parser.parse_args(arguments)
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        die_with_parent()
+        die_with_launcher()
     try:
         step = find_step(steps_of(load_recipe(args.recipe, args.overrides)), args.step, args.recipe)
         # Before torch is imported: threads beyond a process's share of the cores make small models many times slower.

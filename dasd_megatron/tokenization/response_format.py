@@ -71,6 +71,26 @@ def structure_problem(text: str) -> str | None:
     return None if answer.strip() else "no_answer"
 
 
+def response_tokens(tokenizer: ChatTokenizer, prompt_ids: Sequence[int], text: str) -> tuple[list[int], list[int]]:
+    """A canonical response in a model's own tokens, end of turn included, and the byte offset in `text` of each.
+
+    What the model's chat template has written of the response already (see `opening`) is not written again.
+    """
+    body = text
+    if opening(tokenizer, prompt_ids):
+        body = text.lstrip().removeprefix(OPEN).lstrip("\n")
+    size = len(text.encode())
+    skipped = size - len(body.encode())
+    ids, starts = tokenizer.encode_with_spans(body)
+    return [*ids, tokenizer.end_of_turn_id], [*(skipped + start for start in starts), size]
+
+
+def opening(tokenizer: ChatTokenizer, prompt_ids: Sequence[int]) -> str:
+    """What the chat template itself writes of the response: those of some thinking models open the reasoning."""
+    match = re.search(rb"<think>\s*$", tokenizer.decode_bytes(prompt_ids[-4:]))
+    return match.group().decode() if match else ""
+
+
 class Think:
     """`<think>reasoning</think>answer`, as Qwen3, DeepSeek and others write it."""
 
@@ -79,13 +99,13 @@ class Think:
 
     def prefix_ids(self, prefix: str, prompt_ids: Sequence[int]) -> list[int]:
         """See ResponseFormat."""
-        return self._tokenizer.encode(prefix.removeprefix(self._opening(prompt_ids)))
+        return self._tokenizer.encode(prefix.removeprefix(opening(self._tokenizer, prompt_ids)))
 
     def parse(
         self, prompt_ids: Sequence[int], prefix_ids: Sequence[int], ids: Sequence[int], stopped: bool
     ) -> Response:
         """See ResponseFormat."""
-        data = bytearray(self._opening(prompt_ids).encode() + self._tokenizer.decode_bytes(prefix_ids))
+        data = bytearray(opening(self._tokenizer, prompt_ids).encode() + self._tokenizer.decode_bytes(prefix_ids))
         prefix_bytes = len(data) if prefix_ids else 0
         starts = []
         for token in ids[:-1] if stopped else ids:
@@ -98,12 +118,6 @@ class Think:
         except UnicodeDecodeError:
             return Response(data.decode(errors="replace"), starts, prefix_bytes, "invalid_utf8")
         return Response(text, starts, prefix_bytes, structure_problem(text))
-
-    def _opening(self, prompt_ids: Sequence[int]) -> str:
-        """What the chat template itself has written of the response: some open the reasoning in the prompt."""
-        end = self._tokenizer.decode_bytes(prompt_ids[-4:])
-        match = re.search(rb"<think>\s*$", end)
-        return match.group().decode() if match else ""
 
 
 class Harmony:

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 from dasd_megatron.artifacts.artifact import ArtifactWriter
-from dasd_megatron.launch.process import die_with_parent
+from dasd_megatron.launch.process import die_with_launcher
 from dasd_megatron.step import StepContext
 
 
 def main() -> None:
-    die_with_parent()
+    die_with_launcher()
     from dasd_megatron.training.train import run
 
     content = json.loads(Path(sys.argv[1]).read_text())

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from dasd_megatron.errors import UserError
-from dasd_megatron.tokenization.response_format import MARKUP, Harmony, Think, response_format, structure_problem
+from dasd_megatron.tokenization.response_format import (
+    MARKUP,
+    Harmony,
+    Think,
+    response_format,
+    response_tokens,
+    structure_problem,
+)
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer
 
 
@@ -58,6 +65,17 @@ def test_think_opened_by_the_template(qwen3: ChatTokenizer) -> None:
     assert response.problem is None
     assert response.token_starts[0] == len("<think>\n")
     assert style.prefix_ids("<think>\nHm", prompt) == qwen3.encode("Hm")
+
+
+@pytest.mark.network
+def test_a_student_whose_template_opens_the_reasoning_does_not_open_it_again(qwen3: ChatTokenizer) -> None:
+    text = "<think>\nHm.\n</think>\n\n4"
+    prompt = qwen3.encode("<|im_start|>assistant\n<think>\n")
+    ids, starts = response_tokens(qwen3, prompt, text)
+    assert qwen3.decode_bytes(ids).decode() == "Hm.\n</think>\n\n4<|im_end|>"
+    assert (starts[0], starts[-1]) == (len("<think>\n"), len(text))
+    closed, _ = response_tokens(qwen3, qwen3.encode("<|im_start|>assistant\n"), text)
+    assert qwen3.decode_bytes(closed).decode() == text + "<|im_end|>"
 
 
 @pytest.mark.network

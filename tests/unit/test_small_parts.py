@@ -65,7 +65,7 @@ def test_schedule_warms_up_then_falls_to_the_minimum() -> None:
     assert rates[:10] == pytest.approx([5e-6 * (step + 1) for step in range(10)])
     assert max(rates) == rates[9]
     assert rates[-1] == pytest.approx(1e-5)
-    assert all(later <= earlier for earlier, later in itertools.pairwise(rates))
+    assert all(later <= earlier for earlier, later in itertools.pairwise(rates[9:]))
 
 
 @pytest.mark.parametrize(("packs", "fields", "steps"), [(91, {}, 9), (91, {"steps": 5}, 5), (64, {"epochs": 1}, 1)])

@@ -5,8 +5,11 @@ Each dropped row is kept, readable, in the table `dropped` with its reason, and 
 
 from __future__ import annotations
 
+import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -59,6 +62,7 @@ class FilterStep:
             teacher=open_tokenizer(context, "teacher", context.config["teacher"]),
             student=open_tokenizer(context, "student", context.config["student"]),
             config=context.config,
+            longest=min(context.config["context_length"], _positions(context.inputs["student"]) - 1),
         )
 
         def work(shard: int) -> Mapping[str, pa.Table]:
@@ -93,12 +97,12 @@ class FilterStep:
 class ResponseFilter:
     """Decides about one response at a time."""
 
-    def __init__(self, teacher: ChatTokenizer, student: ChatTokenizer, config: Mapping[str, Any]) -> None:
+    def __init__(self, teacher: ChatTokenizer, student: ChatTokenizer, config: Mapping[str, Any], longest: int) -> None:
         self._student = student
         self._format = response_format(config["teacher"]["response_format"], teacher)
         self._splitter = SentenceSplitter(config["sentence_end"])
         self._limits = config["filters"]
-        self._context_length: int = config["context_length"]
+        self._longest = longest  # tokens of a prompt with its response
         self._special_ids = student.special_ids
 
     def apply(self, row: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
@@ -125,6 +129,12 @@ class ResponseFilter:
         # A marker written out in a response (<|im_end|>, say) would become the real one in the student's tokens.
         if self._special_ids.intersection(student_ids[:-1]):
             return "special_token"
-        if len(prompt_ids) + len(student_ids) > self._context_length:
+        if len(prompt_ids) + len(student_ids) > self._longest:
             return "too_long"
         return repetition_problem(response.text, student_ids, self._splitter, self._limits)
+
+
+def _positions(model: Path) -> int:
+    """Positions that a model was made for."""
+    config = json.loads((model / "config.json").read_text())
+    return int(config.get("max_position_embeddings", sys.maxsize))

@@ -127,7 +127,7 @@ class Evaluator:
         return pa.Table.from_pylist(rows, ANSWERS)
 
     def alignment(self, responses: list[dict[str, Any]]) -> pa.Table:
-        """Log-probabilities of the teacher's finished responses under the teacher and under this model."""
+        """Log-probabilities of the teacher's finished responses, where they fit, under the teacher and under this model."""
         rows, sequences, lengths = [], [], []
         for row in responses:
             if row["finish_reason"] != "stop":
@@ -136,6 +136,8 @@ class Evaluator:
             if not self._config["is_teacher"]:
                 text = self._teacher_format.parse(prompt, row["prefix_ids"], tokens, stopped=True).text
                 prompt, tokens = self._in_own_tokens(row["input"], text)
+            if len(prompt) + len(tokens) >= self._engine.max_length:
+                continue
             rows.append({"uuid": row["uuid"], "teacher_logprob": float(np.sum(row["logprobs"], dtype=np.float64))})
             sequences.append([*prompt, *tokens])
             lengths.append(len(tokens))

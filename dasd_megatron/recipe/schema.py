@@ -76,6 +76,8 @@ class Engine(Section):
     # float32 where results are compared; bfloat16 noise is about 0.03 nats a token.
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     tensor_parallel: Positive = 1
+    # Longest prompt and response together, in tokens; the model's own limit by default. A lower one saves KV cache.
+    max_length: Positive | None = None
     # Sequences decoded together in one engine.
     max_batch: Positive = 256
     # Share of a GPU's memory for weights and KV cache; on a CPU, the KV cache takes cpu_kv_cache_gib.
@@ -99,7 +101,8 @@ class Filters(Section):
     They are loose: a limit that drops good reasoning costs more than one that lets a rare loop through.
     """
 
-    # Prompt, response and end of turn must fit packing.context_length in the student's tokens; no separate limit.
+    # Prompt, response and end of turn must fit packing.context_length, and the student's own positions, in its tokens: no
+    # separate limit.
     # Share of the response's n-grams of student tokens that have occurred before in it.
     ngram_size: Positive = 20
     max_repeated_ngrams: Probability = 0.5

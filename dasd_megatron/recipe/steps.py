@@ -99,8 +99,9 @@ class _Builder:
 
     def build(self) -> dict[str, Step]:
         recipe = self.recipe
-        self.train_prompts = self._prompts("prompts_train", "prompts.train", recipe.prompts.train)
-        self.test_prompts = self._prompts("prompts_test", "prompts.test", recipe.prompts.test)
+        self.test_prompts = self._prompts("prompts_test", "prompts.test", recipe.prompts.test, {})
+        held_out = {"held_out": self.test_prompts}
+        self.train_prompts = self._prompts("prompts_train", "prompts.train", recipe.prompts.train, held_out)
         checkpoint = self.add("import_student", "import", {"model": self.student})
         exported: Step | External = self.student
         models: dict[str, Step | External] = {"student": self.student}
@@ -126,11 +127,11 @@ class _Builder:
         self._evaluate(models)
         return self.steps
 
-    def _prompts(self, name: str, key: str, source: PromptSource) -> Step:
+    def _prompts(self, name: str, key: str, source: PromptSource, others: Mapping[str, Step]) -> Step:
         if source.path is not None and not source.path.is_file():
             raise UserError(f"{key}.path: {source.path}: no such file")
         external = External(source.path, f"{source.dataset}/{source.split}")
-        return self.add(name, "prompts", {"source": external}, source=source)
+        return self.add(name, "prompts", {"source": external, **others}, source=source)
 
     def _sampled_data(self, stage: Stage) -> Step:
         """sample -> filter -> score -> select."""

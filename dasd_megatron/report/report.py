@@ -115,5 +115,6 @@ def _response_probabilities(artifacts: Mapping[str, Artifact]) -> dict[str, list
         for row in artifact.rows("responses", ["logprobs"]):
             if len(values) == MAX_RESPONSES:
                 break
-            values.append(float(np.exp(np.mean(row["logprobs"]))))
+            if row["logprobs"]:
+                values.append(float(np.exp(np.mean(row["logprobs"]))))
     return by_temperature

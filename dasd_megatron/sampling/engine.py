@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -40,7 +40,15 @@ class Sample:
 
 
 class Engine(Protocol):
-    """Samples from a model and scores text under it."""
+    """Samples from a model and scores text under it.
+
+    A prompt that leaves no room for a response gives an empty sample that ends in "length". `score` takes sequences of at
+    most `max_length - 1` tokens.
+    """
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest prompt and response together."""
 
     def generate(
         self, requests: Sequence[Request], temperature: float, top_p: float, stop_ids: Sequence[int]
@@ -49,6 +57,18 @@ class Engine(Protocol):
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """For each sequence of n token ids the T=1 log-probabilities of tokens 1..n-1, [n - 1]."""
+
+
+EMPTY = Sample([], [], "length")
+
+
+def generate_where_there_is_room(
+    requests: Sequence[Request], max_length: int, generate: Callable[[list[Request]], list[Sample]]
+) -> list[Sample]:
+    """`generate` of the requests whose prompts leave room, EMPTY for the others."""
+    fitting = [request for request in requests if len(request.prompt_ids) < max_length]
+    samples = iter(generate(fitting) if fitting else [])
+    return [next(samples) if len(request.prompt_ids) < max_length else EMPTY for request in requests]
 
 
 def open_engine(model: Path, config: Mapping[str, Any]) -> Engine:

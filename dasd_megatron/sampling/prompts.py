@@ -28,12 +28,16 @@ class BadRow(Exception):
 
 
 def run(context: StepContext) -> dict[str, Any]:
-    """Reads, checks and writes all prompts. A bad row stops the step with its place, or is set aside and counted."""
+    """Reads, checks and writes all prompts. A bad row stops the step with its place, or is set aside and counted.
+
+    Problems to learn from that are among the held-out ones are always set aside: they would make the measures worthless.
+    """
     source = context.config["source"]
     path = context.inputs.get("source")
     kept: list[dict[str, str | None]] = []
     dropped: list[dict[str, str]] = []
     seen: dict[str, str] = {}
+    held_out = _held_out(context)
     for place, raw in _raw_rows(path, source):
         if source["limit"] is not None and len(kept) == source["limit"]:
             break
@@ -50,6 +54,9 @@ def run(context: StepContext) -> dict[str, Any]:
             content = raw if isinstance(raw, str) else json.dumps(raw, ensure_ascii=False, default=str)
             dropped.append({"place": place, "reason": bad.reason, "content": content})
             continue
+        if row["input"] in held_out:  # no mistake in the row, so never an error
+            dropped.append({"place": place, "reason": "held_out", "content": str(row["input"])})
+            continue
         seen[uuid] = place
         kept.append(row)
     if not kept:
@@ -57,6 +64,12 @@ def run(context: StepContext) -> dict[str, Any]:
     context.output.write_shard("dropped", 0, pa.Table.from_pylist(dropped, DROPPED))
     context.output.write_shard("prompts", 0, pa.Table.from_pylist(kept, PROMPTS))
     return {"counts": {"prompts": len(kept)}, "dropped": dict(Counter(row["reason"] for row in dropped))}
+
+
+def _held_out(context: StepContext) -> set[str]:
+    if "held_out" not in context.inputs:
+        return set()
+    return set(context.artifact("held_out").read("prompts")["input"].to_pylist())
 
 
 def prompt_row(raw: str | Mapping[str, Any], columns: Mapping[str, str | None]) -> dict[str, str | None]:

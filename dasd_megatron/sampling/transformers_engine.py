@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from dasd_megatron.errors import UserError
-from dasd_megatron.sampling.engine import Request, Sample
+from dasd_megatron.sampling.engine import Request, Sample, generate_where_there_is_room
 
 
 class TransformersEngine:
@@ -26,15 +26,23 @@ class TransformersEngine:
             raise UserError(f"{model}: the model can't be loaded: {error}") from None
         self._model = self._model.to(self._device).eval()
         self._max_batch: int = config["max_batch"]
+        self.max_length: int = config["max_length"] or self._model.config.max_position_embeddings
 
     @torch.inference_mode()
     def generate(
         self, requests: Sequence[Request], temperature: float, top_p: float, stop_ids: Sequence[int]
     ) -> list[Sample]:
         """See Engine."""
+        return generate_where_there_is_room(
+            requests, self.max_length, lambda fitting: self._generate(fitting, temperature, top_p, frozenset(stop_ids))
+        )
+
+    def _generate(
+        self, requests: list[Request], temperature: float, top_p: float, stop_ids: frozenset[int]
+    ) -> list[Sample]:
         samples: dict[int, Sample] = {}
         for batch in _equal_lengths([request.prompt_ids for request in requests], self._max_batch):
-            decoded = self._decode([requests[index] for index in batch], temperature, top_p, frozenset(stop_ids))
+            decoded = self._decode([requests[index] for index in batch], temperature, top_p, stop_ids)
             samples.update(zip(batch, decoded, strict=True))
         return [samples[index] for index in range(len(requests))]
 
@@ -69,7 +77,9 @@ class TransformersEngine:
             for row, index in enumerate(live):
                 ids[index].append(chosen[row])
                 logprobs[index].append(chosen_logprobs[row])
-                if chosen[row] not in stop_ids and len(ids[index]) < requests[index].max_tokens:
+                if chosen[row] not in stop_ids and len(ids[index]) < min(
+                    requests[index].max_tokens, self.max_length - len(requests[index].prompt_ids)
+                ):
                     going.append(row)
             if len(going) < len(live):
                 cache.batch_select_indices(torch.tensor(going, dtype=torch.long, device=self._device))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dasd_megatron.errors import UserError
-from dasd_megatron.sampling.engine import Request, Sample
+from dasd_megatron.sampling.engine import Request, Sample, generate_where_there_is_room
 
 # Has to be in the environment before vLLM is imported.
 _ENVIRONMENT = {
@@ -49,6 +49,7 @@ class VllmEngine:
             dtype=config["dtype"],
             tensor_parallel_size=config["tensor_parallel"],
             max_num_seqs=config["max_batch"],
+            max_model_len=config["max_length"],
             gpu_memory_utilization=config["gpu_memory_utilization"],
             trust_remote_code=False,
             load_format="safetensors",
@@ -64,10 +65,23 @@ class VllmEngine:
             generation_config="vllm",  # nothing from the model folder: the recipe says it all
         )
 
+    @property
+    def max_length(self) -> int:
+        """See Engine."""
+        length: int = self._llm.llm_engine.model_config.max_model_len
+        return length
+
     def generate(
         self, requests: Sequence[Request], temperature: float, top_p: float, stop_ids: Sequence[int]
     ) -> list[Sample]:
         """See Engine."""
+        return generate_where_there_is_room(
+            requests, self.max_length, lambda fitting: self._generate(fitting, temperature, top_p, stop_ids)
+        )
+
+    def _generate(
+        self, requests: Sequence[Request], temperature: float, top_p: float, stop_ids: Sequence[int]
+    ) -> list[Sample]:
         from vllm import SamplingParams, TokensPrompt
 
         parameters = [

@@ -30,6 +30,16 @@ class MicroBatch:
     loss_mask: torch.Tensor
     documents: PackedDocuments
 
+    def to(self, device: torch.device) -> MicroBatch:
+        """The same on another device."""
+        return MicroBatch(
+            self.input_ids.to(device),
+            self.labels.to(device),
+            self.position_ids.to(device),
+            self.loss_mask.to(device),
+            self.documents.to(device),
+        )
+
 
 class Packs:
     """The packs of an artifact, in an order that is reshuffled every epoch and depends on nothing but the seed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,12 @@ class PackedDocuments(PackedSeqParams):  # type: ignore[misc]
     """Megatron's description of a pack (format `thd`), with the groups that the CPU reference attention works on."""
 
     groups: tuple[DocumentGroup, ...] = ()
+
+    def to(self, device: torch.device) -> PackedDocuments:
+        """The same on another device."""
+        moved = copy(self)
+        moved.cu_seqlens_q = moved.cu_seqlens_kv = self.cu_seqlens_q.to(device)
+        return moved
 
 
 def packed_documents(lengths: torch.Tensor) -> PackedDocuments:

@@ -126,16 +126,14 @@ class Trainer:
 
     def _forward(self, batches: Iterator[MicroBatch], model: Any) -> tuple[torch.Tensor, Any]:
         """Megatron's forward step: output of this pipeline stage, and the loss function for the last one."""
-        batch = next(batches)
-        device = next(self.model.parameters()).device
+        batch = next(batches).to(next(self.model.parameters()).device)
         output = model(
-            batch.input_ids.to(device),
-            batch.position_ids.to(device),
+            batch.input_ids,
+            batch.position_ids,
             attention_mask=None,
             packed_seq_params=batch.documents,
         )
-        labels, loss_mask = batch.labels.to(device), batch.loss_mask.to(device)
-        return output, partial(token_loss_sum, labels, loss_mask, self.hf.shape.vocabulary)
+        return output, partial(token_loss_sum, batch.labels, batch.loss_mask, self.hf.shape.vocabulary)
 
     def _mean_loss(self, outputs: list[dict[str, torch.Tensor]]) -> float:
         """Token mean over the global batch, the same on every rank."""

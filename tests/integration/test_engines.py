@@ -87,6 +87,21 @@ def test_a_cut_off_response_says_so(engines: dict[str, Engine], tokenizer: ChatT
     assert {len(sample.token_ids) for sample in samples} == {3}
 
 
+@pytest.mark.parametrize("name", ["vllm", "transformers"])
+def test_responses_end_where_the_models_positions_do(
+    engines: dict[str, Engine], tokenizer: ChatTokenizer, name: str
+) -> None:
+    engine, prompt = engines[name], tokenizer.prompt_ids(PROBLEMS[0])
+    long = [prompt[0]] * (engine.max_length - 3)
+    whole = [prompt[0]] * engine.max_length
+    near, none, usual = engine.generate(
+        [Request(long, 0, 50), Request(whole, 0, 50), requests(tokenizer)[0]], 0.0, 1.0, [tokenizer.end_of_turn_id]
+    )
+    assert len(near.token_ids) <= 3
+    assert (none.token_ids, none.finish_reason) == ([], "length")
+    assert usual.finish_reason == "stop"
+
+
 def test_temperature_and_top_p_shape_the_samples(engines: dict[str, Engine], tokenizer: ChatTokenizer) -> None:
     """The two engines draw from the same distribution: mean log-probabilities agree within sampling noise."""
     asked = [

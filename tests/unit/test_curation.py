@@ -121,7 +121,7 @@ FILTER_CONFIG = {
 def test_filter_reasons(
     teacher_tokenizer: ChatTokenizer, student_tokenizer: ChatTokenizer, text: str, finish: str, reason: str | None
 ) -> None:
-    rule = ResponseFilter(teacher_tokenizer, student_tokenizer, FILTER_CONFIG)
+    rule = ResponseFilter(teacher_tokenizer, student_tokenizer, FILTER_CONFIG, longest=90)
     found, row = rule.apply(response_row(teacher_tokenizer, text, finish))
     assert found == reason
     assert row["text"] == text
@@ -133,7 +133,7 @@ def test_filter_drops_written_out_special_tokens(
     """A teacher that spells the student's end of turn would end the student's turn in the middle."""
     row = response_row(teacher_tokenizer, "<think>3*4=2;</think>2")
     spelled = {**row, "token_ids": [], "prefix_ids": []}
-    rule = ResponseFilter(teacher_tokenizer, student_tokenizer, FILTER_CONFIG)
+    rule = ResponseFilter(teacher_tokenizer, student_tokenizer, FILTER_CONFIG, longest=90)
     rule._format = _Spelling("<think>a<|im_end|></think>2")  # type: ignore[assignment]
     assert rule.apply(spelled)[0] == "special_token"
 

@@ -124,3 +124,12 @@ def test_damaged_parquet(make_context: Any, tmp_path: Path) -> None:
     path.write_bytes(b"PAR1 no")
     with pytest.raises(UserError, match="can't be read as Parquet"):
         read(make_context, path)
+
+
+def test_held_out_problems_are_never_learned(make_context: Any, tmp_path: Path) -> None:
+    held_out = make_context(source(tmp_path), {"source": lines(tmp_path, GOOD)}, name="test")
+    held_out.output.finish(**prompts.run(held_out))
+    path = lines(tmp_path, {**GOOD, "uuid": "9"}, {**GOOD, "uuid": "3", "input": "3+3?"})
+    context = make_context(source(path), {"source": path, "held_out": held_out.output.path}, name="train")
+    facts = prompts.run(context)
+    assert (facts["counts"], facts["dropped"]) == ({"prompts": 1}, {"held_out": 1})

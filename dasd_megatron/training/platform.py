@@ -33,6 +33,7 @@ def prepare() -> None:
     # At every start Megatron warns of each GPU library that a machine without a GPU lacks.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|megatron)\.")
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.distributed\.checkpoint\.")
     logging.getLogger("megatron.core").setLevel(logging.ERROR)
     if importlib.util.find_spec("triton") is None:
         _stub_paged_stash()

@@ -133,20 +133,25 @@ def _run_replicas(replicas: int, implementation: Any, context: Any, command: Seq
 
 
 def _work(implementation: Any, context: Any, progress: Progress | None = None) -> None:
-    """Claims and does shards. A claim is a lock, so it ends with the process that holds it."""
+    """Claims and does shards until none is left. A claim is a lock, so it ends with the process that holds it."""
     work = None
     count = implementation.shard_count(context)
-    for shard in range(count):
-        claim = try_lock(context.output.path / f".claim-{shard:05d}")
-        if claim is None:
-            continue
-        with claim:
-            if not context.output.has_shard(implementation.table, shard):
-                work = work or implementation.open(context)
-                for table, content in work(shard).items():  # the step's own table comes last
-                    context.output.write_shard(table, shard, content)
-        if progress is not None:
-            progress.update(count - len(_pending(implementation, context, count)))
+    while pending := _pending(implementation, context, count):
+        idle = True
+        for shard in pending:
+            claim = try_lock(context.output.path / f".claim-{shard:05d}")
+            if claim is None:
+                continue
+            with claim:
+                if not context.output.has_shard(implementation.table, shard):
+                    work = work or implementation.open(context)
+                    for table, content in work(shard).items():  # the step's own table comes last
+                        context.output.write_shard(table, shard, content)
+            idle = False
+            if progress is not None:
+                progress.update(count - len(_pending(implementation, context, count)))
+        if idle:  # others are at work on what is left; should one die, its shard is free again
+            time.sleep(POLL)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

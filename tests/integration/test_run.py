@@ -191,13 +191,30 @@ def test_killed_at_random_moments_it_ends_the_same(calm: Path, tmp_path: Path) -
 @pytest.mark.slow
 def test_replicas_and_layout_change_nothing_but_speed(calm: Path, tmp_path: Path) -> None:
     """One replica in place of two: the same bytes."""
-    for step in ("prompts_train", "sample_low_temperature"):
+    for step in ("prompts_test", "prompts_train", "sample_low_temperature"):
         code, _, errors = finish(*small_run(tmp_path), "launch.replicas=1", "--only", step)
         assert code == 0, errors[-3000:]
     shards = sorted((tmp_path / "artifacts").glob("sample_*/*.parquet"))
     assert len(shards) == 4
     for path in shards:
         assert path.read_bytes() == (calm / "artifacts" / path.parent.name / path.name).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_killed_replica_gives_its_shard_back(calm: Path, tmp_path: Path) -> None:
+    for step in ("prompts_test", "prompts_train"):
+        assert finish(*small_run(tmp_path), "--only", step)[0] == 0
+    folder = artifacts(tmp_path)["sample_low_temperature"].folder
+    process = launch(*small_run(tmp_path), "--only", "sample_low_temperature")
+    while len(list(folder.glob(".claim-*"))) < 2:
+        time.sleep(0.01)
+    replicas = [pid for pid in descendants(process.pid) if "--replica" in Path(f"/proc/{pid}/cmdline").read_text()]
+    assert len(replicas) == 2
+    os.kill(replicas[0], signal.SIGKILL)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3000:]
+    for path in folder.glob("*.parquet"):
+        assert path.read_bytes() == (calm / "artifacts" / folder.name / path.name).read_bytes()
 
 
 @pytest.mark.slow

@@ -103,7 +103,7 @@ class ResponseFilter:
         self._splitter = SentenceSplitter(config["sentence_end"])
         self._limits = config["filters"]
         self._longest = longest  # tokens of a prompt with its response
-        self._special_ids = student.special_ids
+        self._special_in_prompts = self._special_tokens(student.prompt_ids("0"))
 
     def apply(self, row: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
         """(None, the row in the student's terms), or (reason, the row with its text made canonical)."""
@@ -125,9 +125,12 @@ class ResponseFilter:
             "student_token_starts": student_starts,
         }
 
+    def _special_tokens(self, ids: list[int]) -> list[int]:
+        return [token for token in ids if token in self._student.special_ids]
+
     def _problem(self, response: Response, prompt_ids: list[int], student_ids: list[int]) -> str | None:
-        # A marker written out in a response (<|im_end|>, say) would become the real one in the student's tokens.
-        if self._special_ids.intersection(student_ids[:-1]):
+        # A marker written out in a prompt or response (<|im_end|>, say) would become the real one in the student's tokens.
+        if self._special_tokens(prompt_ids) != self._special_in_prompts or self._special_tokens(student_ids[:-1]):
             return "special_token"
         if len(prompt_ids) + len(student_ids) > self._longest:
             return "too_long"

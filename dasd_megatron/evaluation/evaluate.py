@@ -107,7 +107,7 @@ class Evaluator:
                 )
                 for problem, index in asked
             ]
-            samples = self._engine.generate(requests, temperature, 1.0, [self._tokenizer.end_of_turn_id])
+            samples = self._engine.generate(requests, temperature, 1.0, self._tokenizer.stop_ids)
             for (problem, index), request, sample in zip(asked, requests, samples, strict=True):
                 stopped = sample.finish_reason == "stop"
                 response = self._format.parse(request.prompt_ids, [], sample.token_ids, stopped)

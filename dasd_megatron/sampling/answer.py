@@ -39,7 +39,7 @@ class AnswerStep:
                 seed = sample_seed(config["seed"], "answer", prompt["uuid"])
                 requests.append(Request(tokenizer.prompt_ids(prompt["input"]), seed, cap))
                 rows.append({**prompt, "temperature": temperature})
-            samples = engine.generate(requests, temperature, 1.0, [tokenizer.end_of_turn_id])
+            samples = engine.generate(requests, temperature, 1.0, tokenizer.stop_ids)
             return {self.table: response_table(rows, requests, samples, tokenizer)}
 
         return answer

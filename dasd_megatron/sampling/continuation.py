@@ -54,7 +54,7 @@ class ContinueStep:
                 requests.append(Request([*prompt_ids, *prefix_ids], seed, config["sampling"]["max_tokens"]))
                 rows.append({**answer, "prefix_ids": prefix_ids, "temperature": temperature})
             top_p = config["sampling"]["top_p"]
-            samples = engine.generate(requests, temperature, top_p, [teacher.end_of_turn_id]) if requests else []
+            samples = engine.generate(requests, temperature, top_p, teacher.stop_ids) if requests else []
             return {
                 "passed_over": pa.Table.from_pylist(passed_over, PASSED_OVER),
                 self.table: response_table(rows, requests, samples, teacher),

@@ -58,7 +58,7 @@ class SampleStep:
                     seed = sample_seed(config["seed"], config["temperature"], prompt["uuid"], index)
                     requests.append(Request(prompt_ids, seed, sampling["max_tokens"]))
                     rows.append({**prompt, "sample_index": index, "temperature": config["temperature"]})
-            samples = engine.generate(requests, config["temperature"], sampling["top_p"], [tokenizer.end_of_turn_id])
+            samples = engine.generate(requests, config["temperature"], sampling["top_p"], tokenizer.stop_ids)
             return {self.table: response_table(rows, requests, samples, tokenizer)}
 
         return sample

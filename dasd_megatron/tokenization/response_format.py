@@ -156,8 +156,10 @@ class Harmony:
         starts: list[int] = []
         problem: str | None = None
         header, channel, part = bytearray(), "", ""  # part: the channel whose content is being read, "" in a header
-        for token in [*prefix_ids, *ids]:
+        for place, token in enumerate([*prefix_ids, *ids], 1):
             special = self._names.get(token)
+            if special is None and stopped and place == len(prefix_ids) + len(ids):
+                special = "<|return|>"  # another of the model's stop tokens
             start = MARKUP
             if special is None and part:
                 start = len(data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +60,23 @@ class ChatTokenizer:
         """The bytes that these tokens stand for, special tokens as their names."""
         return b"".join(self.token_bytes[token] for token in ids)
 
-    @property
+    @cached_property
     def special_ids(self) -> frozenset[int]:
         """Ids of the tokens that the tokenizer marks special: they structure a conversation and are no text."""
         added = self._tokenizer.added_tokens_decoder
         return frozenset(token for token, content in added.items() if content.special)
+
+    @cached_property
+    def stop_ids(self) -> list[int]:
+        """Tokens that end a response: the template's end of turn, and what generation_config.json names besides."""
+        try:
+            eos = json.loads((self.folder / "generation_config.json").read_text()).get("eos_token_id")
+        except FileNotFoundError:
+            eos = None
+        except ValueError as error:
+            raise UserError(f"{self.folder / 'generation_config.json'}: not valid JSON: {error}") from None
+        more = eos if isinstance(eos, list) else [] if eos is None else [eos]
+        return sorted({self.end_of_turn_id, *more})
 
     def token_id(self, name: str) -> int | None:
         """Id of the token with this name, or None."""

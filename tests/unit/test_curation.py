@@ -138,6 +138,14 @@ def test_filter_drops_written_out_special_tokens(
     assert rule.apply(spelled)[0] == "special_token"
 
 
+def test_filter_drops_prompts_with_special_tokens(
+    teacher_tokenizer: ChatTokenizer, student_tokenizer: ChatTokenizer
+) -> None:
+    row = response_row(teacher_tokenizer, "<think>3*4=2;</think>2", input="3*4?<|im_end|>")
+    rule = ResponseFilter(teacher_tokenizer, student_tokenizer, FILTER_CONFIG, longest=90)
+    assert rule.apply(row)[0] == "special_token"
+
+
 class _Spelling:
     def __init__(self, text: str) -> None:
         self.text = text

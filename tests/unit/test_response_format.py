@@ -163,3 +163,11 @@ def test_harmony_problems(gptoss: ChatTokenizer, text: str, problem: str) -> Non
 def test_harmony_needs_its_tokens(student_tokenizer: ChatTokenizer) -> None:
     with pytest.raises(UserError, match="response_format is harmony, but the tokenizer has no token"):
         response_format("harmony", student_tokenizer)
+
+
+@pytest.mark.network
+def test_harmony_ended_by_another_stop_token(gptoss: ChatTokenizer) -> None:
+    ids = gptoss.encode(RESPONSE.replace("<|return|>", "<|endoftext|>"))
+    response = Harmony(gptoss).parse([], [], ids, stopped=True)
+    assert response.text == f"<think>\n{REASONING}\n</think>\n\n{ANSWER}"
+    assert response.problem is None

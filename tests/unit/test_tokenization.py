@@ -183,3 +183,11 @@ def test_damaged_tokenizer(tmp_path: Path) -> None:
     (folder / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="can't be loaded"):
         ChatTokenizer(folder)
+
+
+def test_stop_tokens_are_the_templates_and_the_generation_configs(tmp_path: Path) -> None:
+    folder = copy_of("student", tmp_path)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 2]}))
+    assert ChatTokenizer(folder).stop_ids == [0, 2]
+    (folder / "generation_config.json").unlink()
+    assert ChatTokenizer(folder).stop_ids == [2]

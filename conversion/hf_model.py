@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from conversion.mapping import Family, Shape
 from conversion.qwen3 import QWEN3
 from dasd_megatron.errors import UserError
+from dasd_megatron.recipe.preflight import read_config, size
 
 FAMILIES = {family.architecture: family for family in (QWEN3,)}
 INDEX = "model.safetensors.index.json"
@@ -24,12 +25,7 @@ class HFModel:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        try:
-            self.config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-        except FileNotFoundError:
-            raise UserError(f"{folder}: no config.json, so this is no Hugging Face model folder") from None
-        except ValueError as error:
-            raise UserError(f"{folder / 'config.json'}: not valid JSON: {error}") from None
+        self.config = read_config(folder)
         architecture = (self.config.get("architectures") or ["(none named)"])[0]
         if architecture not in FAMILIES:
             raise UserError(
@@ -42,13 +38,16 @@ class HFModel:
     def shape(self) -> Shape:
         """Sizes that the conversion table needs."""
         config = self.config
+        number = partial(size, config, self.folder)
         return Shape(
-            layers=config["num_hidden_layers"],
-            hidden=config["hidden_size"],
-            heads=config["num_attention_heads"],
-            query_groups=config["num_key_value_heads"],
-            head_dim=config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
-            vocabulary=config["vocab_size"],
+            layers=number("num_hidden_layers"),
+            hidden=number("hidden_size"),
+            heads=number("num_attention_heads"),
+            query_groups=number("num_key_value_heads"),
+            head_dim=number("head_dim")
+            if config.get("head_dim")
+            else number("hidden_size") // number("num_attention_heads"),
+            vocabulary=number("vocab_size"),
             tied=config.get("tie_word_embeddings", False),
         )
 
@@ -67,7 +66,11 @@ class HFModel:
         """Tensor name -> file."""
         index = self.folder / INDEX
         if index.is_file():
-            return {name: self.folder / file for name, file in json.loads(index.read_text())["weight_map"].items()}
+            try:
+                weight_map = json.loads(index.read_text())["weight_map"]
+                return {name: self.folder / file for name, file in weight_map.items()}
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise UserError(f"{index}: damaged: {error!r}; fetch the model again") from None
         path = self.folder / "model.safetensors"
         if not path.is_file():
             raise UserError(

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Runs one step that scores the teacher"s responses under the student.
+"""Runs one step that scores the teacher's responses under the student.
 
 Its inputs must be done; `tools/launch.py RECIPE --dry-run` lists the steps.
 

@@ -6,7 +6,9 @@ Nothing else in the project writes data files. A shard is whole or absent, so a 
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,39 +42,55 @@ class Artifact:
         if not is_complete(path):
             raise UserError(f"{path}: not finished (no {COMPLETE}); run the step that makes it first")
         try:
-            self.manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path / MANIFEST}: damaged ({error}); {self._remedy()}") from None
+            content = (path / MANIFEST).read_bytes()
+            digest = (path / COMPLETE).read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path / MANIFEST}: can't be read ({error}); {self._remedy()}") from None
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise UserError(f"{path / MANIFEST}: changed since it was written; {self._remedy()}")
+        self.manifest: dict[str, Any] = json.loads(content)
 
     def _remedy(self) -> str:
         return f"delete the folder {self.path} and run again: the step makes it anew"
 
     def shards(self, table: str) -> list[dict[str, Any]]:
-        """Manifest entries (name, rows, bytes, sha256) of a table's shards, in order."""
+        """Manifest entries (name, bytes, sha256, rows) of a table's shards, in order."""
         return [shard for shard in self.manifest["shards"] if shard["name"].rpartition("-")[0] == table]
 
     def read_shard(self, table: str, index: int) -> pa.Table:
-        """One shard, checked against the manifest's size and row count."""
+        """One shard, checked against the manifest's size and hash."""
         return self._read(self.shards(table)[index])
 
     def _read(self, shard: Mapping[str, Any], columns: list[str] | None = None) -> pa.Table:
-        path = self.path / shard["name"]
-        try:
-            size = path.stat().st_size
-        except OSError:
-            raise UserError(f"{path}: the shard is missing; {self._remedy()}") from None
-        if size != shard["bytes"]:
-            raise UserError(
-                f"{path}: truncated or changed ({size} bytes, the manifest says {shard['bytes']}); {self._remedy()}"
-            )
+        path = self._checked(shard)
         try:
             # A plain file handle: memory-mapping or dataset discovery would add a partition column.
             content = pq.ParquetFile(path).read(columns)
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{path}: damaged ({error}); {self._remedy()}") from None
-        if content.num_rows != shard["rows"]:
-            raise UserError(f"{path}: {content.num_rows} rows, the manifest says {shard['rows']}; {self._remedy()}")
         return content
+
+    def file(self, name: str) -> Path:
+        """Path of a file that is no shard, checked against the manifest."""
+        entry = next((entry for entry in self.manifest["files"] if entry["name"] == name), None)
+        if entry is None:
+            raise UserError(f"{self.path}: holds no file {name!r}; {self._remedy()}")
+        return self._checked(entry)
+
+    def _checked(self, entry: Mapping[str, Any]) -> Path:
+        """Path of a file whose size and hash are the manifest's."""
+        path = self.path / str(entry["name"])
+        try:
+            size = path.stat().st_size
+        except OSError:
+            raise UserError(f"{path}: the file is missing; {self._remedy()}") from None
+        if size != entry["bytes"]:
+            raise UserError(
+                f"{path}: truncated or changed ({size} bytes, the manifest says {entry['bytes']}); {self._remedy()}"
+            )
+        if hash_file(path) != entry["sha256"]:
+            raise UserError(f"{path}: damaged (its hash is not the manifest's); {self._remedy()}")
+        return path
 
     def read(self, table: str) -> pa.Table:
         """A whole table, shards in order. Raises UserError if the artifact has no such table."""
@@ -100,8 +118,11 @@ class ArtifactWriter:
 
     def clear_leftovers(self) -> None:
         """Removes what a killed process left half-written. Only for the one process that holds the step's lock."""
-        for leftover in self.path.rglob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
+        for leftover in list(self.path.rglob(".*.tmp")):
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink(missing_ok=True)
 
     def has_shard(self, table: str, index: int) -> bool:
         """Whether this shard is already on disk, whole."""
@@ -119,15 +140,18 @@ class ArtifactWriter:
 
     def finish(self, **facts: Any) -> None:
         """Writes the manifest with `facts` (counts, dropped rows by reason, metrics) and every shard's hash, then COMPLETE."""
-        shards = [
-            {
-                "name": path.name,
-                "rows": pq.read_metadata(path).num_rows,
-                "bytes": path.stat().st_size,
-                "sha256": hash_file(path),
-            }
-            for path in sorted(self.path.glob("*.parquet"))
-        ]
-        write_json(self.path / MANIFEST, {**self.description, **facts, "shards": shards})
+        for claim in self.path.glob(".claim-*"):
+            claim.unlink(missing_ok=True)
+        shards, files = [], []
+        for path in sorted(path for path in self.path.rglob("*") if path.is_file()):
+            name = str(path.relative_to(self.path))
+            if name in (MANIFEST, COMPLETE) or name.startswith("."):
+                continue
+            entry = {"name": name, "bytes": path.stat().st_size, "sha256": hash_file(path)}
+            if path.suffix == ".parquet":
+                shards.append({**entry, "rows": pq.read_metadata(path).num_rows})
+            else:
+                files.append(entry)
+        write_json(self.path / MANIFEST, {**self.description, **facts, "shards": shards, "files": files})
         digest = hash_file(self.path / MANIFEST)
         write_atomically(self.path / COMPLETE, lambda file: file.write(f"{digest}\n".encode()))

@@ -78,9 +78,14 @@ def try_lock(path: Path) -> IO[str] | None:
         raise disk_error(path, error) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         file.close()
         return None
+    except OSError as error:
+        file.close()
+        raise UserError(
+            f"{path}: this file system can't lock files ({error}); choose a run_dir on one that can"
+        ) from None
     return file
 
 

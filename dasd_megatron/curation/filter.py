@@ -9,7 +9,6 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -62,7 +61,7 @@ class FilterStep:
             teacher=open_tokenizer(context, "teacher", context.config["teacher"]),
             student=open_tokenizer(context, "student", context.config["student"]),
             config=context.config,
-            longest=min(context.config["context_length"], _positions(context.inputs["student"]) - 1),
+            longest=_longest(context),
         )
 
         def work(shard: int) -> Mapping[str, pa.Table]:
@@ -137,7 +136,9 @@ class ResponseFilter:
         return repetition_problem(response.text, student_ids, self._splitter, self._limits)
 
 
-def _positions(model: Path) -> int:
-    """Positions that a model was made for."""
-    config = json.loads((model / "config.json").read_text())
-    return int(config.get("max_position_embeddings", sys.maxsize))
+def _longest(context: StepContext) -> int:
+    """Tokens of the longest document: it must fit a pack, the student's positions, and an engine that scores it."""
+    student = json.loads((context.inputs["student"] / "config.json").read_text())
+    positions: int = context.config["max_length"] or student.get("max_position_embeddings", sys.maxsize)
+    length: int = context.config["context_length"]
+    return min(length, positions - 1)

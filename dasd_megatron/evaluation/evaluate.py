@@ -73,11 +73,16 @@ class EvaluateStep:
             chosen = answers.filter(pc.equal(answers["temperature"], pa.scalar(temperature, pa.float32())))
             by_problem = chosen.group_by("uuid").aggregate([("correct", "mean")])["correct_mean"]
             accuracy[_name(temperature)] = mean_and_error(by_problem.to_numpy())
+        if not len(aligned):
+            raise UserError(
+                f"{context.name}: not one of the teacher's responses to held-out problems ended within sampling.max_tokens, so "
+                "there is nothing to measure alignment on; raise it"
+            )
         difference = np.asarray(aligned["teacher_logprob"]) - np.asarray(aligned["model_logprob"])
         return {
             "counts": {"problems": len(_problems(context)), "answers": len(answers), "reference": len(aligned)},
             "accuracy": accuracy,
-            "alignment": mean_and_error(difference) if len(difference) else None,
+            "alignment": mean_and_error(difference),
         }
 
 
@@ -90,7 +95,7 @@ class Evaluator:
         self._format = response_format(context.config["model"]["response_format"], self._tokenizer)
         teacher = open_tokenizer(context, "teacher", context.config["teacher"])
         self._teacher_format = response_format(context.config["teacher"]["response_format"], teacher)
-        self._engine: Engine = open_engine(context.inputs["model"], context.config["engine"])
+        self._engine: Engine = open_engine(context)
 
     def answers(self, problems: list[dict[str, Any]]) -> pa.Table:
         """Graded answers, greedy and sampled."""
@@ -160,11 +165,6 @@ def mean_and_error(values: ArrayLike) -> dict[str, float]:
 
 def _problems(context: StepContext) -> list[dict[str, Any]]:
     problems: list[dict[str, Any]] = context.artifact("prompts").read("prompts").to_pylist()
-    without = next((problem for problem in problems if problem["answer"] is None), None)
-    if without is not None:
-        raise UserError(
-            f"prompts.test: the problem {without['uuid']} has no answer to grade by; name its column in columns.answer"
-        )
     return problems
 
 

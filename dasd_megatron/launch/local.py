@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
+from dasd_megatron.artifacts.artifact import Artifact
 from dasd_megatron.artifacts.files import disk_error, lock, write_atomically
 from dasd_megatron.errors import UserError
 from dasd_megatron.launch.process import child_options
@@ -60,13 +61,14 @@ def _launcher(step: Step) -> list[str]:
     ranks = Parallel(**step.execution["parallel"]).world_size if "parallel" in step.execution else 1
     if ranks == 1:
         return [sys.executable, "-m"]
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
+    return [sys.executable, "-m", "dasd_megatron.launch.ranks", "--standalone", "--nproc-per-node", str(ranks), "-m"]
 
 
 def publish(recipe: Recipe, steps: Mapping[str, Step]) -> None:
     """`report.html`, `summary.json` and the link `final` to the last stage's model, in the run folder."""
+    report = Artifact(steps["report"].folder)
     for name in ("report.html", "summary.json"):
-        content = (steps["report"].folder / name).read_bytes()
+        content = report.file(name).read_bytes()
         write_atomically(recipe.run_dir / name, partial(_write, content=content))
     final = steps[f"export_{recipe.stages[-1].name}"].folder
     link, aside = recipe.run_dir / "final", recipe.run_dir / ".final.tmp"

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dasd_megatron import __version__
+from dasd_megatron import versions
 from dasd_megatron.artifacts.artifact import ArtifactWriter
 from dasd_megatron.artifacts.files import REFUSED, disk_error, lock, try_lock
 from dasd_megatron.errors import UserError
@@ -94,7 +94,7 @@ def _context(step: Step) -> Any:
         "inputs": {
             name: {"path": str(inputs.get(name, "")), "key": source.key} for name, source in step.inputs.items()
         },
-        "version": __version__,
+        "versions": versions(),
     }
     return StepContext(step.name, step.config, inputs, ArtifactWriter(step.folder, description), step.execution)
 
@@ -176,8 +176,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command = ["-m", "dasd_megatron.launch.run_step", str(args.recipe), args.step, *args.overrides]
             run_step(step, command)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # every rank raises it
+            print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
+    except KeyboardInterrupt:
+        return 130
     except OSError as error:
         if error.errno not in REFUSED:
             raise

@@ -21,7 +21,11 @@ class _Loader(yaml.CSafeLoader):
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen = set()
     for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise yaml.constructor.ConstructorError(None, None, "a key must be a plain word", key_node.start_mark)
+        key = key_node.value
+        if key == "<<":  # merges may come several times
+            continue
         if key in seen:
             raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
         seen.add(key)
@@ -124,7 +128,7 @@ def _nearest(location: tuple[int | str, ...], model: type[BaseModel]) -> str | N
     name = str(location[-1])
     here: list[str] = difflib.get_close_matches(name, section.model_fields, n=1, cutoff=0.5)
     if here:
-        return here[0]
+        return ".".join(map(str, [*location[:-1], here[0]]))
     every: dict[str, str] = {path.rpartition(".")[2]: path for path in _all_keys(model)}
     anywhere = difflib.get_close_matches(name, every, n=1, cutoff=0.6)
     return every[anywhere[0]] if anywhere else None

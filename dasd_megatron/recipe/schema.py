@@ -6,21 +6,23 @@ leaves a choice open, the comment says what was chosen and why.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(gt=0, strict=True)]  # strict: `yes` is no number
+NonNegative = Annotated[int, Field(ge=0, strict=True)]
+Temperature = Annotated[float, Field(ge=0, le=10)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
 class Section(BaseModel):
     """A part of the recipe: immutable, and an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class Model(Section):
@@ -48,7 +50,10 @@ class PromptSource(Section):
 
     path: Path | None = None
     dataset: str | None = None
+    # Of a data set: which of its configurations, which part, and which commit or tag.
+    subset: str | None = None
     split: str = "train"
+    revision: str | None = None
     columns: Columns = Columns()
     # The first so many rows that are well formed; all of them by default.
     limit: Positive | None = None
@@ -179,7 +184,7 @@ class MixedPolicy(Section):
     """The student begins, the teacher finishes (paper, section 2.4)."""
 
     prompts: Positive | None = 50_000
-    temperature: float = Field(1.0, ge=0)
+    temperature: Temperature = 1.0
     # The student's answer is capped at this multiple of the teacher's length, in student tokens.
     length_cap: float = Field(1.5, gt=0)
     # Cut at a random position from here to the end. Beyond half: the student must have gone astray on its own.
@@ -197,7 +202,7 @@ class Stage(Section):
 
     name: Name
     # Temperature at which the teacher was sampled for this stage's data; null for the mixed-policy stage.
-    temperature: float | None = Field(None, ge=0)
+    temperature: Temperature | None = None
     # Keys of `training` that differ in this stage.
     training: dict[str, Any] = {}
 
@@ -205,7 +210,8 @@ class Stage(Section):
 class Evaluation(Section):
     """Held-out measures. Paper: T=1.0, top-p 1, 64 samples a problem (avg@64)."""
 
-    temperatures: list[float] = [0.6, 1.0]
+    # Greedy decoding is always measured besides.
+    temperatures: list[Annotated[float, Field(gt=0, le=10)]] = [0.6, 1.0]
     samples: Positive = 64
     max_tokens: Positive = 81_920
     # How an answer is compared with the reference: the exact text, or equal numbers.
@@ -213,6 +219,12 @@ class Evaluation(Section):
     # Teacher samples (T=1) on held-out problems, over which KL(teacher || student) is estimated.
     alignment_prompts: Positive = 1000
     problems_per_shard: Positive = 512
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Evaluation:
+        if len(set(self.temperatures)) < len(self.temperatures):
+            raise ValueError(f"temperatures={self.temperatures} names one twice")
+        return self
 
 
 class Launch(Section):
@@ -229,7 +241,7 @@ class Recipe(Section):
 
     name: Name
     run_dir: Path
-    seed: int = 42
+    seed: NonNegative = 42
     teacher: Model
     student: Model
     prompts: Prompts
@@ -263,10 +275,19 @@ class Recipe(Section):
             raise ValueError(
                 f"stages.0 ({names[0]}): the first stage needs a temperature; only a later one can be mixed policy"
             )
-        if self.training.global_batch % self.parallel.data:
-            raise ValueError(
-                f"training.global_batch={self.training.global_batch} is no multiple of parallel.data={self.parallel.data}"
-            )
+        try:
+            re.compile(self.sentence_end)
+        except re.error as error:
+            raise ValueError(f"sentence_end={self.sentence_end!r} is no regular expression: {error}") from None
+        for place, batch in [
+            ("training", self.training.global_batch),
+            *(
+                (f"stages.{n}.training", stage.training.get("global_batch", self.parallel.data))
+                for n, stage in enumerate(self.stages)
+            ),
+        ]:
+            if isinstance(batch, int) and batch % self.parallel.data:
+                raise ValueError(f"{place}.global_batch={batch} is no multiple of parallel.data={self.parallel.data}")
         if self.sampling.max_tokens > self.packing.context_length:
             raise ValueError(
                 f"sampling.max_tokens={self.sampling.max_tokens} is above packing.context_length="

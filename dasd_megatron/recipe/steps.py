@@ -16,12 +16,15 @@ from typing import Any
 from dasd_megatron.artifacts.artifact import is_complete
 from dasd_megatron.artifacts.hashing import fingerprint, hash_json
 from dasd_megatron.errors import UserError
+from dasd_megatron.recipe.preflight import check_layout, check_model_folder, read_config
 from dasd_megatron.recipe.schema import Model, PromptSource, Recipe, Stage
 
 # Raised when the format or meaning of a kind's artifact changes, so that older folders are not taken for new ones.
 FORMAT_VERSION = 1
 # Steps that run an engine, and so profit from several processes side by side.
 ENGINE_KINDS = ("sample", "score", "answer", "continue", "evaluate")
+# Settings of the engine that shape a result; the others say how it uses the machine (and shift numbers by rounding at most).
+ENGINE_RESULT = {"name", "dtype", "max_length"}
 
 
 @dataclass(frozen=True)
@@ -85,14 +88,17 @@ class _Builder:
         self.steps: dict[str, Step] = {}
         self.teacher = _model("teacher.model", recipe.teacher)
         self.student = _model("student.model", recipe.student)
+        check_layout(read_config(recipe.student.model), recipe.student.model, recipe.parallel)
 
     def add(self, name: str, kind: str, inputs: Mapping[str, Step | External], **config: Any) -> Step:
         execution: dict[str, Any] = {"threads": self.recipe.launch.threads}
         if kind in ENGINE_KINDS:
             execution["replicas"] = self.recipe.launch.replicas
+            execution["engine"] = self.recipe.engine.model_dump(exclude=ENGINE_RESULT)
+            config["engine"] = self.recipe.engine.model_dump(include=ENGINE_RESULT)
         if kind == "train":
             execution["parallel"] = self.recipe.parallel.model_dump()
-            execution |= self.recipe.training.model_dump(include={"save_every", "keep_checkpoints"})
+            execution |= {name: config["training"].pop(name) for name in ("save_every", "keep_checkpoints")}
         step = Step(name, kind, _plain(config), inputs, self.recipe.run_dir, execution)
         self.steps[name] = step
         return step
@@ -117,7 +123,7 @@ class _Builder:
                 f"train_{stage.name}",
                 "train",
                 {"packs": packs, "start": checkpoint, "model": self.student},
-                training=recipe.stage_training(stage).model_dump(exclude={"save_every", "keep_checkpoints"}),
+                training=recipe.stage_training(stage).model_dump(),
                 isolate_documents=recipe.packing.isolate_documents,
                 seed=recipe.seed + index,
             )
@@ -131,7 +137,7 @@ class _Builder:
         if source.path is not None and not source.path.is_file():
             raise UserError(f"{key}.path: {source.path}: no such file")
         external = External(source.path, f"{source.dataset}/{source.split}")
-        return self.add(name, "prompts", {"source": external, **others}, source=source)
+        return self.add(name, "prompts", {"source": external, **others}, source=source, needs_answer=not others)
 
     def _sampled_data(self, stage: Stage) -> Step:
         """sample -> filter -> score -> select."""
@@ -141,7 +147,6 @@ class _Builder:
             "sample",
             {"prompts": self.train_prompts, "model": self.teacher},
             model=recipe.teacher,
-            engine=recipe.engine,
             sampling=recipe.sampling,
             temperature=stage.temperature,
             seed=recipe.seed,
@@ -152,7 +157,6 @@ class _Builder:
             "score",
             {"responses": filtered, "model": self.student},
             model=recipe.student,
-            engine=recipe.engine,
         )
         return self.add(
             f"select_{stage.name}",
@@ -171,7 +175,6 @@ class _Builder:
             "answer",
             {"responses": previous, "model": student},
             model=recipe.student,
-            engine=recipe.engine,
             mixed_policy=recipe.mixed_policy.model_dump(include={"prompts", "temperature", "length_cap"}),
             prompts_per_shard=recipe.sampling.prompts_per_shard,
             seed=recipe.seed,
@@ -182,7 +185,6 @@ class _Builder:
             {"answers": answered, "model": self.teacher, "student": self.student},
             model=recipe.teacher,
             student=recipe.student,
-            engine=recipe.engine,
             sampling=recipe.sampling,
             mixed_policy=recipe.mixed_policy.model_dump(include={"cut_after", "keep", "temperature"}),
             grader=recipe.evaluation.grader,
@@ -202,6 +204,7 @@ class _Builder:
             filters=recipe.filters,
             sentence_end=recipe.sentence_end,
             context_length=recipe.packing.context_length,
+            max_length=recipe.engine.max_length,
         )
 
     def _pack(self, stage: Stage, inputs: Mapping[str, Step | External]) -> Step:
@@ -223,7 +226,6 @@ class _Builder:
             "sample",
             {"prompts": self.test_prompts, "model": self.teacher},
             model=recipe.teacher,
-            engine=recipe.engine,
             sampling={
                 "responses_per_prompt": 1,
                 "max_tokens": recipe.sampling.max_tokens,
@@ -242,7 +244,6 @@ class _Builder:
                 model=recipe.teacher if name == "teacher" else recipe.student,
                 teacher=recipe.teacher,
                 is_teacher=name == "teacher",
-                engine=recipe.engine,
                 evaluation=recipe.evaluation,
                 seed=recipe.seed,
             )
@@ -271,13 +272,5 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _model(key: str, model: Model) -> External:
-    folder = model.model
-    if not folder.is_dir():
-        raise UserError(
-            f"{key}: {folder}: no such model folder; give a folder with config.json, safetensors and a tokenizer"
-        )
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{key}: {folder}: no config.json, so this is no Hugging Face model folder")
-    if not (folder / "tokenizer.json").is_file():
-        raise UserError(f"{key}: {folder}: no tokenizer.json; save the tokenizer there with save_pretrained")
-    return External(folder, str(folder))
+    check_model_folder(key, model.model)
+    return External(model.model, str(model.model))

@@ -48,7 +48,15 @@ def accuracy_by_stage(accuracy: Mapping[str, Mapping[str, Mapping[str, float]]])
         values = [100 * row[decoding]["mean"] for row in accuracy.values()]
         errors = [100 * row[decoding]["standard_error"] for row in accuracy.values()]
         places = np.arange(len(accuracy)) + (index - (len(decodings) - 1) / 2) * width
-        axes.bar(places, values, width * 0.92, yerr=errors, color=COLORS[index], label=label, error_kw={"ecolor": INK})
+        axes.bar(
+            places,
+            values,
+            width * 0.92,
+            yerr=errors,
+            color=COLORS[index % len(COLORS)],
+            label=label,
+            error_kw={"ecolor": INK},
+        )
     axes.set_xticks(range(len(accuracy)), [_label(name) for name in accuracy])
     axes.set_ylabel("accuracy, %")
     axes.set_ylim(0, 105)
@@ -101,8 +109,10 @@ def probability_density(by_temperature: Mapping[str, Sequence[float]]) -> str:
     lowest = min(min(values) for values in by_temperature.values())
     edges = np.linspace(max(0.0, lowest), 1.0, 41).tolist()
     for index, (temperature, values) in enumerate(by_temperature.items()):
-        axes.hist(values, edges, density=True, histtype="stepfilled", alpha=0.25, color=COLORS[index])
-        axes.hist(values, edges, density=True, histtype="step", color=COLORS[index], label=f"T={temperature}")
+        axes.hist(values, edges, density=True, histtype="stepfilled", alpha=0.25, color=COLORS[index % len(COLORS)])
+        axes.hist(
+            values, edges, density=True, histtype="step", color=COLORS[index % len(COLORS)], label=f"T={temperature}"
+        )
     axes.set_xlabel("probability of a response, geometric mean a token")
     axes.set_ylabel("density")
     axes.legend(loc="upper left")

@@ -100,7 +100,7 @@ def _of_kind(artifacts: Mapping[str, Artifact], kind: str) -> dict[str, Artifact
 def _losses(artifacts: Mapping[str, Artifact]) -> dict[str, list[float]]:
     losses = {}
     for name, artifact in _of_kind(artifacts, "train").items():
-        lines = (artifact.path / "steps.jsonl").read_text().splitlines()
+        lines = artifact.file("steps.jsonl").read_text().splitlines()
         losses[name.removeprefix("train_")] = [json.loads(line)["loss"] for line in lines]
     return losses
 

@@ -29,7 +29,7 @@ class AnswerStep:
         temperature, length_cap = config["mixed_policy"]["temperature"], config["mixed_policy"]["length_cap"]
         tokenizer = open_tokenizer(context, "model", config["model"])
         prompts = _prompts(context)
-        engine = open_engine(context.inputs["model"], config["engine"])
+        engine = open_engine(context)
 
         def answer(shard: int) -> Mapping[str, pa.Table]:
             size = config["prompts_per_shard"]

@@ -14,7 +14,7 @@ from dasd_megatron.evaluation.graders import final_answer, grade
 from dasd_megatron.sampling.engine import Request, open_engine, sample_seed
 from dasd_megatron.sampling.sample import count_responses, open_tokenizer, response_table
 from dasd_megatron.step import StepContext
-from dasd_megatron.tokenization.response_format import response_format
+from dasd_megatron.tokenization.response_format import CLOSE, opening, response_format
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer
 
 PASSED_OVER = pa.schema([("uuid", pa.string()), ("reason", pa.string()), ("text", pa.string())])
@@ -36,7 +36,7 @@ class ContinueStep:
         teacher = open_tokenizer(context, "model", config["model"])
         student = open_tokenizer(context, "student", config["student"])
         style = response_format(config["model"]["response_format"], teacher)
-        engine = open_engine(context.inputs["model"], config["engine"])
+        engine = open_engine(context)
 
         def go_on(shard: int) -> Mapping[str, pa.Table]:
             rows, requests, passed_over = [], [], []
@@ -73,16 +73,23 @@ class ContinueStep:
                 f"{context.name}: no student answer was cut off or wrong ({dict(reasons)}), so there is nothing for the "
                 "teacher to continue; lower mixed_policy.length_cap, set mixed_policy.keep=truncated_or_wrong, or drop the stage"
             )
-        return {**facts, "dropped": dict(reasons)}
+        return {**facts, "passed_over": dict(reasons)}
 
 
 def cut(answer: Mapping[str, Any], student: ChatTokenizer, config: Mapping[str, Any]) -> str:
-    """The student's text up to a random token at or beyond `cut_after` of its length, whole characters only."""
+    """The student's text up to a random token at or beyond `cut_after` of its length, whole characters only.
+
+    An answer that ended its reasoning is cut within it: after `</think>` nothing is left to mend.
+    """
     ids = answer["token_ids"][:-1] if answer["finish_reason"] == "stop" else answer["token_ids"]
-    first = min(int(len(ids) * config["mixed_policy"]["cut_after"]) + 1, len(ids))
+    reasoning = next(
+        (n for n in range(len(ids)) if CLOSE.encode() in student.decode_bytes(ids[max(0, n - 8) : n + 1])), len(ids)
+    )
+    first = min(int(reasoning * config["mixed_policy"]["cut_after"]) + 1, reasoning)
     chance = random.Random(sample_seed(config["seed"], "cut", answer["uuid"]))
-    place = chance.randint(first, max(first, len(ids) - 1))
-    return student.decode_bytes(ids[:place]).decode(errors="ignore")
+    place = chance.randint(first, max(first, reasoning - 1))
+    text = student.decode_bytes(ids[:place]).decode(errors="ignore")
+    return opening(student, answer["prompt_ids"]) + text if text else ""
 
 
 def _keep_reason(answer: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:

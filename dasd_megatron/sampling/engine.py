@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from dasd_megatron.step import StepContext
+
 
 @dataclass(frozen=True)
 class Request:
@@ -71,8 +73,13 @@ def generate_where_there_is_room(
     return [next(samples) if len(request.prompt_ids) < max_length else EMPTY for request in requests]
 
 
-def open_engine(model: Path, config: Mapping[str, Any]) -> Engine:
-    """The engine that the recipe's `engine` section asks for, with this model loaded."""
+def open_engine(context: StepContext) -> Engine:
+    """The engine of an engine step, with the model that is the step's input `model`."""
+    return load_engine(context.inputs["model"], {**context.config["engine"], **context.execution["engine"]})
+
+
+def load_engine(model: Path, config: Mapping[str, Any]) -> Engine:
+    """The engine that a recipe's `engine` section asks for, with this model loaded."""
     if config["name"] == "vllm":
         from dasd_megatron.sampling.vllm_engine import VllmEngine
 

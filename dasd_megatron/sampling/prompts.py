@@ -46,12 +46,16 @@ def run(context: StepContext) -> dict[str, Any]:
             uuid = str(row["uuid"])
             if uuid in seen:
                 raise BadRow("duplicate_uuid", f"uuid {uuid!r} stands at {seen[uuid]} already")
+            if context.config["needs_answer"] and row["answer"] is None:
+                raise BadRow(
+                    "no_answer", "there is no answer to grade by; name its column in prompts.test.columns.answer"
+                )
         except BadRow as bad:
             if source["bad_rows"] == "error":
                 raise UserError(
                     f"{place}: {bad}; mend it, or set prompts.*.bad_rows=drop to set such rows aside"
                 ) from None
-            content = raw if isinstance(raw, str) else json.dumps(raw, ensure_ascii=False, default=str)
+            content = raw if isinstance(raw, str) else json.dumps(raw, default=str)
             dropped.append({"place": place, "reason": bad.reason, "content": content})
             continue
         if row["input"] in held_out:  # no mistake in the row, so never an error
@@ -79,6 +83,8 @@ def prompt_row(raw: str | Mapping[str, Any], columns: Mapping[str, str | None]) 
             raise BadRow("empty_line", "the line is empty")
         try:
             raw = json.loads(raw)
+        except RecursionError:
+            raise BadRow("malformed_json", "nested too deeply") from None
         except ValueError as error:
             raise BadRow("malformed_json", f"not valid JSON ({error})") from None
         if not isinstance(raw, dict):
@@ -90,6 +96,10 @@ def prompt_row(raw: str | Mapping[str, Any], columns: Mapping[str, str | None]) 
             f"column {columns['input']!r} is missing or empty; name the right one in prompts.*.columns.input",
         )
     values: dict[str, str | None] = {"input": text}
+    try:
+        json.dumps(raw, ensure_ascii=False, default=str).encode()
+    except (UnicodeEncodeError, RecursionError):
+        raise BadRow("invalid_unicode", "a text holds half a character (a lone surrogate)") from None
     for name in ("uuid", "domain", "answer"):
         column = columns[name]
         value = raw.get(column) if column else None
@@ -116,7 +126,7 @@ def _raw_rows(path: Path | None, source: Mapping[str, Any]) -> Iterator[tuple[st
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 try:
-                    yield f"{path}: line {number}", line.decode()
+                    yield f"{path}: line {number}", line.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError:
                     yield f"{path}: line {number}", "\ufffd"  # is not JSON, and is reported as such
 
@@ -128,7 +138,7 @@ def _dataset_rows(source: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str,
         raise UserError("prompts.*.dataset needs the datasets library: pip install datasets") from None
     name = source["dataset"]
     try:
-        rows = load_dataset(name, split=source["split"])
+        rows = load_dataset(name, source["subset"], split=source["split"], revision=source["revision"])
     except Exception as error:  # the library raises many kinds: unknown name, unknown split, no network
         raise UserError(f"data set {name!r}, split {source['split']!r}: can't be loaded: {error}") from None
     for number, row in enumerate(rows, 1):

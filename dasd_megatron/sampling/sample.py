@@ -47,7 +47,7 @@ class SampleStep:
         config, sampling = context.config, context.config["sampling"]
         tokenizer = open_tokenizer(context, "model", config["model"])
         prompts = _prompts(context)
-        engine = open_engine(context.inputs["model"], config["engine"])
+        engine = open_engine(context)
 
         def sample(shard: int) -> Mapping[str, pa.Table]:
             size = sampling["prompts_per_shard"]

@@ -23,7 +23,7 @@ class ScoreStep:
     def open(self, context: StepContext) -> Callable[[int], Mapping[str, pa.Table]]:
         """See ShardedStep."""
         responses = context.artifact("responses")
-        engine = open_engine(context.inputs["model"], context.config["engine"])
+        engine = open_engine(context)
 
         def score(shard: int) -> Mapping[str, pa.Table]:
             content = responses.read_shard("responses", shard)

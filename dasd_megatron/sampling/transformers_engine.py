@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging
 
 from dasd_megatron.errors import UserError
 from dasd_megatron.sampling.engine import Request, Sample, generate_where_there_is_room
@@ -18,11 +20,12 @@ class TransformersEngine:
 
     def __init__(self, model: Path, config: Mapping[str, Any]) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        logging.disable_progress_bar()
         try:
             self._model = AutoModelForCausalLM.from_pretrained(
                 str(model), dtype=getattr(torch, config["dtype"]), use_safetensors=True, trust_remote_code=False
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise UserError(f"{model}: the model can't be loaded: {error}") from None
         self._model = self._model.to(self._device).eval()
         self._max_batch: int = config["max_batch"]

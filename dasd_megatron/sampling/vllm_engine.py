@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from dasd_megatron.errors import UserError
 from dasd_megatron.sampling.engine import Request, Sample, generate_where_there_is_room
 
@@ -44,26 +46,31 @@ class VllmEngine:
         import torch
 
         on_gpu = torch.cuda.is_available()
-        self._llm = LLM(
-            model=str(model),
-            dtype=config["dtype"],
-            tensor_parallel_size=config["tensor_parallel"],
-            max_num_seqs=config["max_batch"],
-            max_model_len=config["max_length"],
-            gpu_memory_utilization=config["gpu_memory_utilization"],
-            trust_remote_code=False,
-            load_format="safetensors",
-            logprobs_mode="raw_logprobs",
+        settings: dict[str, Any] = {
+            "model": str(model),
+            "dtype": config["dtype"],
+            "tensor_parallel_size": config["tensor_parallel"],
+            "max_num_seqs": config["max_batch"],
+            "max_model_len": config["max_length"],
+            "gpu_memory_utilization": config["gpu_memory_utilization"],
+            "trust_remote_code": False,
+            "load_format": "safetensors",
+            "logprobs_mode": "raw_logprobs",
             # Cached prefixes would make a shard's numbers depend on the shards before it.
-            enable_prefix_caching=False,
-            enforce_eager=not on_gpu,
+            "enable_prefix_caching": False,
+            "enforce_eager": not on_gpu,
             # A prompt split over two batches makes a seeded request rewind its generator, which CPU generators can't do.
-            enable_chunked_prefill=on_gpu,
-            use_tqdm_on_load=False,
-            disable_log_stats=True,
-            skip_tokenizer_init=True,
-            generation_config="vllm",  # nothing from the model folder: the recipe says it all
-        )
+            "enable_chunked_prefill": on_gpu,
+            "use_tqdm_on_load": False,
+            "disable_log_stats": True,
+            "skip_tokenizer_init": True,
+            "generation_config": "vllm",  # nothing from the model folder: the recipe says it all
+        }
+        try:
+            self._llm = LLM(**settings)
+        except (ValueError, OSError, RuntimeError, SafetensorError) as error:
+            reason = str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)
+            raise UserError(f"{model}: vLLM can't load the model: {reason}") from error
 
     @property
     def max_length(self) -> int:

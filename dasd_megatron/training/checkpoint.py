@@ -8,6 +8,7 @@ from __future__ import annotations
 import queue
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +56,35 @@ def save_step(model: GPTModel, optimizer: MegatronOptimizer, folder: Path, step:
 
 
 def load_latest_step(model: GPTModel, optimizer: MegatronOptimizer, folder: Path) -> int:
-    """Loads the newest `folder/step-N` and returns N; 0 where there is none."""
+    """Loads the newest `folder/step-N` that is whole and returns N; 0 where there is none.
+
+    A damaged one is passed over with a warning. Raises UserError when all are damaged.
+    """
     found = step_folders(folder)
-    if not found:
-        return 0
+    for step_folder in reversed(found):
+        problem: UserError | None = None
+        try:
+            step = _load_step(model, optimizer, step_folder)
+        except UserError as error:
+            problem = error
+        problems: list[UserError | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(problems, problem)
+        if not any(problems):
+            return step
+        if dist.get_rank() == 0:
+            print(f"warning: {next(filter(None, problems))}; going back to the checkpoint before", file=sys.stderr)
+    if found:
+        raise UserError(
+            f"{folder}: every checkpoint in it is damaged; delete the folder and run again, the stage starts anew"
+        )
+    return 0
+
+
+def _load_step(model: GPTModel, optimizer: MegatronOptimizer, folder: Path) -> int:
     weights = model.sharded_state_dict(metadata=_metadata())
     with optimizer_checks():
         wanted = optimizer.sharded_state_dict(weights, is_loading=True, metadata=_metadata())
-        state = _load({"model": weights, "optimizer": wanted, "step": 0}, found[-1])
+        state = _load({"model": weights, "optimizer": wanted, "step": 0}, folder)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])

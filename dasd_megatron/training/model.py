@@ -10,7 +10,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from conversion.hf_model import HFModel
-from dasd_megatron.errors import UserError
+from dasd_megatron.recipe.preflight import check_layout
 from dasd_megatron.recipe.schema import Parallel
 from dasd_megatron.training.reference_layers import CHECKPOINT_KEYS, reference_block_spec
 
@@ -18,7 +18,7 @@ from dasd_megatron.training.reference_layers import CHECKPOINT_KEYS, reference_b
 def transformer_config(hf: HFModel, parallel: Parallel, dtype: torch.dtype) -> TransformerConfig:
     """Megatron's config. Raises UserError when the model can't be split as `parallel` says."""
     shape = hf.shape
-    _check_layout(hf, parallel)
+    check_layout(hf.config, hf.folder, parallel)
     return TransformerConfig(
         num_layers=shape.layers,
         hidden_size=shape.hidden,
@@ -91,18 +91,3 @@ def _block_spec(config: TransformerConfig) -> object:
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 
     return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=True)
-
-
-def _check_layout(hf: HFModel, parallel: Parallel) -> None:
-    shape = hf.shape
-    for name, number in (("attention heads", shape.heads), ("key-value heads", shape.query_groups)):
-        if number % parallel.tensor:
-            fits = [size for size in range(1, number + 1) if number % size == 0]
-            raise UserError(
-                f"parallel.tensor={parallel.tensor} doesn't divide the {number} {name} of {hf.folder}; {fits} do"
-            )
-    if shape.layers % parallel.pipeline:
-        fits = [size for size in range(1, shape.layers + 1) if shape.layers % size == 0]
-        raise UserError(
-            f"parallel.pipeline={parallel.pipeline} doesn't divide the {shape.layers} layers of {hf.folder}; {fits} do"
-        )

@@ -66,7 +66,10 @@ class Trainer:
 
     def run(self) -> dict[str, Any]:
         """All steps that are left, then the final weights. Returns facts for the manifest."""
-        done = checkpoint.load_latest_step(self.model, self.optimizer, self.folder)
+        if (self.folder / CHECKPOINT).is_dir():  # killed between the last save and COMPLETE
+            done = self.steps
+        else:
+            done = checkpoint.load_latest_step(self.model, self.optimizer, self.folder)
         log = StepLog(self.folder / STEPS, done)
         with Progress(self.name, self.steps, "steps", done) as progress:
             for step in range(done, self.steps):
@@ -78,7 +81,8 @@ class Trainer:
                     checkpoint.save_step(
                         self.model, self.optimizer, self.folder, step + 1, self.execution["keep_checkpoints"]
                     )
-        checkpoint.save_weights(self.model, self.folder / CHECKPOINT)
+        if not (self.folder / CHECKPOINT).is_dir():
+            checkpoint.save_weights(self.model, self.folder / CHECKPOINT)
         if dist.get_rank() == 0:
             for folder in checkpoint.step_folders(self.folder):
                 shutil.rmtree(folder)

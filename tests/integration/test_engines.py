@@ -11,7 +11,7 @@ import pytest
 
 from dasd_megatron.errors import UserError
 from dasd_megatron.recipe.schema import Engine as EngineSettings
-from dasd_megatron.sampling.engine import Engine, Request, open_engine, sample_seed
+from dasd_megatron.sampling.engine import Engine, Request, load_engine, sample_seed
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer
 from tests.conftest import TOY
 
@@ -31,7 +31,7 @@ def folder(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="module")
 def engines(folder: Path) -> dict[str, Engine]:
-    return {name: open_engine(folder, settings(name)) for name in ("vllm", "transformers")}
+    return {name: load_engine(folder, settings(name)) for name in ("vllm", "transformers")}
 
 
 @pytest.fixture(scope="module")
@@ -120,4 +120,4 @@ def test_temperature_and_top_p_shape_the_samples(engines: dict[str, Engine], tok
 def test_absent_weights(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text((TOY / "student" / "config.json").read_text())
     with pytest.raises(UserError, match="the model can't be loaded"):
-        open_engine(tmp_path, settings("transformers"))
+        load_engine(tmp_path, settings("transformers"))

@@ -94,14 +94,14 @@ def test_run_gives_summary_report_and_model(calm: Path) -> None:
 @pytest.mark.slow
 def test_final_model_answers_the_same_in_transformers_and_vllm(calm: Path) -> None:
     from dasd_megatron.recipe.schema import Engine
-    from dasd_megatron.sampling.engine import Request, open_engine
+    from dasd_megatron.sampling.engine import Request, load_engine
     from dasd_megatron.tokenization.tokenizer import ChatTokenizer
 
     tokenizer = ChatTokenizer(calm / "final")
     texts = [json.loads(line)["input"] for line in (TOY / "validation.jsonl").read_text().splitlines()[:50]]
     requests = [Request(tokenizer.prompt_ids(text), 0, 64) for text in texts]
     answers = [
-        open_engine(calm / "final", Engine(name=name, dtype="float32").model_dump()).generate(
+        load_engine(calm / "final", Engine(name=name, dtype="float32").model_dump()).generate(
             requests, 0.0, 1.0, [tokenizer.end_of_turn_id]
         )
         for name in ("transformers", "vllm")
@@ -238,6 +238,24 @@ def test_truncated_shard_stops_the_step_that_reads_it(calm: Path, tmp_path: Path
     assert content_of(folder) == content_of(calm)
 
 
+@pytest.mark.slow
+def test_killed_inside_a_save_it_goes_on(calm: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "run"
+    shutil.copytree(calm, folder, symlinks=True)
+    stage = artifacts(folder)["train_low_temperature"].folder
+    shutil.rmtree(stage)
+    process = launch(*small_run(folder))
+    while not list(stage.glob(".step-*.tmp")):
+        time.sleep(0.0005)
+    process.kill()
+    process.communicate()
+    code, _, errors = finish(*small_run(folder))
+    assert code == 0, errors[-3000:]
+    assert content_of(folder) == content_of(calm)
+
+
 def check_refused(errors: str, code: int, message: str) -> None:
     assert code == 2
     assert message in errors
@@ -248,7 +266,7 @@ def check_refused(errors: str, code: int, message: str) -> None:
     ("overrides", "message"),
     [
         (["teacher.model=absent"], "error: teacher.model: absent: no such model folder"),
-        (["training.epoch=2"], "unknown key 'training.epoch'; the nearest valid name is 'epochs'"),
+        (["training.epoch=2"], "unknown key 'training.epoch'; the nearest valid name is 'training.epochs'"),
         (["run_dir=/proc/run"], "can't be written"),
         (["--only", "sample_low"], "no step 'sample_low'; the nearest is 'sample_low_temperature'"),
         (["--only", "pack_low_temperature"], "which isn't finished: run that first"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -236,6 +237,31 @@ def test_killed_training_goes_on_bit_identically(prepared: dict[str, Path]) -> N
     assert strip(lines) == strip(calm)
     before, after = final_tensors(prepared, "calm"), final_tensors(prepared, "killed")
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_damaged_checkpoint_is_passed_over(prepared: dict[str, Path], one_process: list[dict[str, Any]]) -> None:
+    context = context_file(prepared, "damaged", Parallel(), save_every=4)
+    folder = prepared["folder"] / "damaged"
+    process = start_training(context)
+    while process.poll() is None and not (folder / "step-0000012").is_dir():
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    newest = sorted(folder.glob("step-*"))[-1]
+    for path in newest.glob("*.distcp"):
+        os.truncate(path, path.stat().st_size // 2)
+    check_equal(train(context), one_process, loss=0, grad_norm=0)
+
+
+def test_a_stage_killed_before_its_mark_is_not_trained_again(prepared: dict[str, Path]) -> None:
+    """The final weights are there, COMPLETE is not: the same weights and log stay."""
+    context = context_file(prepared, "unmarked", Parallel())
+    lines = train(context)
+    weights = final_tensors(prepared, "unmarked")
+    shutil.rmtree(prepared["folder"] / "unmarked-hf")
+    assert train(context) == lines
+    again = final_tensors(prepared, "unmarked")
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
 
 
 @pytest.mark.parametrize("second", [Parallel(), Parallel(tensor=2)], ids=["dp2-to-dp1", "dp2-to-tp2"])

@@ -51,7 +51,7 @@ def test_unfinished_is_not_read(tmp_path: Path) -> None:
     ("damage", "message"),
     [
         (lambda path: os.truncate(path, path.stat().st_size - 1), "truncated or changed"),
-        (lambda path: path.unlink(), "the shard is missing"),
+        (lambda path: path.unlink(), "the file is missing"),
         (lambda path: path.write_bytes(bytes(path.stat().st_size)), "damaged"),
     ],
 )
@@ -100,6 +100,8 @@ def test_disk_messages(code: int, message: str) -> None:
 def test_leftovers_of_a_killed_process_are_cleared(tmp_path: Path) -> None:
     writer = write(tmp_path / "a")
     (tmp_path / "a" / ".rows-00002.parquet.99.tmp").write_text("half")
+    (tmp_path / "a" / ".step-0000010.tmp").mkdir()  # half a checkpoint
+    (tmp_path / "a" / ".step-0000010.tmp" / "file").write_text("half")
     writer.clear_leftovers()
     assert not list((tmp_path / "a").glob(".*.tmp"))
 
@@ -140,3 +142,25 @@ def test_fingerprint_of_a_large_file_reads_both_ends(tmp_path: Path) -> None:
 def test_absent_input(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file or folder"):
         fingerprint(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("content", ["{}", "{", None])
+def test_damaged_manifest(tmp_path: Path, content: str | None) -> None:
+    write(tmp_path / "a").finish()
+    manifest = tmp_path / "a" / "manifest.json"
+    manifest.unlink() if content is None else manifest.write_text(content)
+    with pytest.raises(UserError, match=r"manifest\.json.*delete the folder"):
+        Artifact(tmp_path / "a")
+
+
+def test_other_files_are_checked_too(tmp_path: Path) -> None:
+    writer = write(tmp_path / "a")
+    (tmp_path / "a" / "steps.jsonl").write_text("1234")
+    writer.finish()
+    artifact = Artifact(tmp_path / "a")
+    assert artifact.file("steps.jsonl").read_text() == "1234"
+    (tmp_path / "a" / "steps.jsonl").write_text("1334")
+    with pytest.raises(UserError, match="its hash is not the manifest's"):
+        artifact.file("steps.jsonl")
+    with pytest.raises(UserError, match="holds no file 'other'"):
+        artifact.file("other")

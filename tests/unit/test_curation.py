@@ -104,6 +104,7 @@ FILTER_CONFIG = {
     "filters": Filters().model_dump(),
     "sentence_end": "[;!]",
     "context_length": 90,
+    "max_length": None,
 }
 
 

@@ -19,7 +19,10 @@ GOOD = {"uuid": "1", "input": "2+2?", "domain": "math", "answer": "4"}
 
 
 def source(path: Path, **fields: Any) -> dict[str, Any]:
-    return {"source": PromptSource(path=path, **fields).model_dump(mode="json", exclude={"path"})}
+    return {
+        "source": PromptSource(path=path, **fields).model_dump(mode="json", exclude={"path"}),
+        "needs_answer": False,
+    }
 
 
 def read(
@@ -57,13 +60,19 @@ def test_dataset_name(make_context: Any, tmp_path: Path) -> None:
     """`datasets` reads a folder by name as it reads the hub."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train.jsonl").write_text(json.dumps(GOOD) + "\n")
-    config = {"source": PromptSource(dataset=str(tmp_path / "data")).model_dump(mode="json", exclude={"path"})}
+    config = {
+        "source": PromptSource(dataset=str(tmp_path / "data")).model_dump(mode="json", exclude={"path"}),
+        "needs_answer": False,
+    }
     context = make_context(config)
     assert prompts.run(context)["counts"] == {"prompts": 1}
 
 
 def test_unknown_dataset(make_context: Any, tmp_path: Path) -> None:
-    config = {"source": PromptSource(dataset=str(tmp_path / "absent")).model_dump(mode="json", exclude={"path"})}
+    config = {
+        "source": PromptSource(dataset=str(tmp_path / "absent")).model_dump(mode="json", exclude={"path"}),
+        "needs_answer": False,
+    }
     with pytest.raises(UserError, match="can't be loaded"):
         prompts.run(make_context(config))
 
@@ -81,6 +90,8 @@ BAD = [
     ({"uuid": "2"}, "no_input", "column 'input' is missing or empty"),
     ({**GOOD, "uuid": "2", "answer": ["4"]}, "bad_answer", "column 'answer' holds list"),
     (GOOD, "duplicate_uuid", "uuid '1' stands at"),
+    ('{"input": "\\ud800"}', "invalid_unicode", "half a character"),
+    ("[" * 100_000, "malformed_json", "nested too deeply"),
 ]
 
 
@@ -133,3 +144,16 @@ def test_held_out_problems_are_never_learned(make_context: Any, tmp_path: Path) 
     context = make_context(source(path), {"source": path, "held_out": held_out.output.path}, name="train")
     facts = prompts.run(context)
     assert (facts["counts"], facts["dropped"]) == ({"prompts": 1}, {"held_out": 1})
+
+
+def test_byte_order_mark(make_context: Any, tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\r\n")
+    assert read(make_context, path)[0] == [GOOD]
+
+
+def test_held_out_problems_need_answers(make_context: Any, tmp_path: Path) -> None:
+    path = lines(tmp_path, {"input": "2+2?"})
+    context = make_context({**source(path), "needs_answer": True}, {"source": path})
+    with pytest.raises(UserError, match=r"line 1: there is no answer to grade by"):
+        prompts.run(context)

@@ -40,9 +40,21 @@ def test_overrides_reach_nested_keys_and_lists() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["training.learning_rat=1"], "unknown key 'training.learning_rat'; the nearest valid name is 'learning_rate'"),
+        (
+            ["training.learning_rat=1"],
+            "unknown key 'training.learning_rat'; the nearest valid name is 'training.learning_rate'",
+        ),
         (["temprature=1"], "unknown key 'temprature'"),
         (["training.epochs=many"], "training.epochs: Input should be a valid integer"),
+        (["training.epochs=yes"], "training.epochs: Input should be a valid integer"),
+        (["training={? [a] : b}"], "the value is not valid YAML"),
+        (["stages.0.training.global_batch=1"], "stages.0.training.global_batch=1 is no multiple of parallel.data=2"),
+        (["evaluation.temperatures=[0.6, 0.6]"], "names one twice"),
+        (["evaluation.temperatures=[-1]"], "evaluation.temperatures.0"),
+        (["training.learning_rate=.inf"], "training.learning_rate: Input should be a finite number"),
+        (["seed=-1"], "seed: Input should be greater than or equal to 0"),
+        (['sentence_end="("'], "is no regular expression"),
+        (["parallel.tensor=3"], "parallel.tensor=3 doesn't divide the 4 attention heads"),
         (["training.epochs=0"], "training.epochs: Input should be greater than 0"),
         (["parallel.data=3"], "training.global_batch=2 is no multiple of parallel.data=3"),
         (["sampling.max_tokens=4096"], "sampling.max_tokens=4096 is above packing.context_length=1024"),
@@ -58,7 +70,7 @@ def test_overrides_reach_nested_keys_and_lists() -> None:
 )
 def test_mistakes_name_file_key_and_remedy(overrides: list[str], message: str) -> None:
     with pytest.raises(UserError) as caught:
-        load_recipe(RECIPE, overrides)
+        steps_of(load_recipe(RECIPE, overrides))
     assert message in str(caught.value)
 
 
@@ -110,7 +122,8 @@ def test_a_change_renames_what_depends_on_it_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize(
-    "override", ["parallel.data=1", "launch.replicas=4", "training.save_every=7", "run_dir=elsewhere"]
+    "override",
+    ["parallel.data=1", "launch.replicas=4", "training.save_every=7", "run_dir=elsewhere", "engine.max_batch=8"],
 )
 def test_where_and_how_it_runs_renames_nothing(override: str) -> None:
     assert keys() == keys(override)
@@ -146,3 +159,23 @@ def test_every_step_follows_its_inputs() -> None:
     for name, step in steps.items():
         assert {source.name for source in step.inputs.values() if hasattr(source, "kind")} <= seen
         seen.add(name)
+
+
+def test_merge_keys_work(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        RECIPE.read_text()
+        .replace("stages:", "stages: &stages")
+        .replace("teacher:", "teacher: &t")
+        .replace("student:\n  model:", "student:\n  <<: *t\n  model:")
+    )
+    assert load_recipe(path).student.model != load_recipe(path).teacher.model
+
+
+def test_student_without_chat_template_is_refused_at_once(tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(TOY / "student", tmp_path / "student")
+    (tmp_path / "student" / "chat_template.jinja").unlink()
+    with pytest.raises(UserError, match="no chat template"):
+        steps_of(load_recipe(RECIPE, [f"student.model={tmp_path / 'student'}"]))

@@ -283,17 +283,17 @@ def test_refusals(tmp_path: Path, overrides: list[str], message: str) -> None:
 
 
 def test_malformed_prompt_line(tmp_path: Path) -> None:
-    path = tmp_path / "train.jsonl"
+    path = tmp_path / "test.jsonl"
     path.write_text('{"input": "2*2?", "answer": "4"}\n{"input": \n')
     code, _, errors = finish(
-        str(RECIPE), f"run_dir={tmp_path}/run", f"prompts.train.path={path}", "--only", "prompts_train"
+        str(RECIPE), f"run_dir={tmp_path}/run", f"prompts.test.path={path}", "--only", "prompts_test"
     )
     check_refused(errors, code, f"{path}: line 2: not valid JSON")
 
 
 def test_full_disk(small_disk: Any) -> None:
-    folder = small_disk("48k")
-    code, _, errors = finish(str(RECIPE), f"run_dir={folder}/run", "--only", "prompts_train")
+    folder = small_disk("16k")
+    code, _, errors = finish(str(RECIPE), f"run_dir={folder}/run", "--only", "prompts_test")
     check_refused(errors, code, "the disk is full; free some space and run the same command again")
     assert not list(folder.rglob("*.parquet")) or not list(folder.rglob("COMPLETE"))
 

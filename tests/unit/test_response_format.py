@@ -81,15 +81,12 @@ def test_a_student_whose_template_opens_the_reasoning_does_not_open_it_again(qwe
 @pytest.mark.network
 def test_broken_characters_are_a_problem(qwen3: ChatTokenizer) -> None:
     ids = qwen3.encode("<think>🤷🏽‍♀️</think>x")
-    half = [token for token in ids if qwen3.token_bytes[token] != b"\xb7"]
+    problems = set()
     for cut in range(2, len(ids)):
         response = Think(qwen3).parse([], [], ids[:cut], stopped=False)
         assert response.problem == "invalid_utf8" or response.text.encode() == qwen3.decode_bytes(ids[:cut])
-    assert len(half) <= len(ids)
-
-
-def harmony_ids(gptoss: ChatTokenizer, text: str) -> list[int]:
-    return gptoss.encode(text)
+        problems.add(response.problem)
+    assert "invalid_utf8" in problems
 
 
 REASONING, ANSWER = "We need 2+2. That's 4.", "The answer is **4**."

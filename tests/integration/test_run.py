@@ -206,7 +206,7 @@ def test_a_killed_replica_gives_its_shard_back(calm: Path, tmp_path: Path) -> No
         assert finish(*small_run(tmp_path), "--only", step)[0] == 0
     folder = artifacts(tmp_path)["sample_low_temperature"].folder
     process = launch(*small_run(tmp_path), "--only", "sample_low_temperature")
-    while len(list(folder.glob(".claim-*"))) < 2:
+    while process.poll() is None and len(list(folder.glob(".claim-*"))) < 2:
         time.sleep(0.01)
     replicas = [pid for pid in descendants(process.pid) if "--replica" in Path(f"/proc/{pid}/cmdline").read_text()]
     assert len(replicas) == 2
@@ -247,8 +247,9 @@ def test_killed_inside_a_save_it_goes_on(calm: Path, tmp_path: Path) -> None:
     stage = artifacts(folder)["train_low_temperature"].folder
     shutil.rmtree(stage)
     process = launch(*small_run(folder))
-    while not list(stage.glob(".step-*.tmp")):
+    while process.poll() is None and not list(stage.glob(".step-*.tmp")):
         time.sleep(0.0005)
+    assert process.poll() is None, "the run ended before a save was seen"
     process.kill()
     process.communicate()
     code, _, errors = finish(*small_run(folder))

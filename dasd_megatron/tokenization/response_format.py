@@ -76,13 +76,16 @@ def response_tokens(tokenizer: ChatTokenizer, prompt_ids: Sequence[int], text: s
 
     What the model's chat template has written of the response already (see `opening`) is not written again.
     """
-    body = text
-    if opening(tokenizer, prompt_ids):
-        body = text.lstrip().removeprefix(OPEN).lstrip("\n")
+    body = _unopened(tokenizer, prompt_ids, text)
     size = len(text.encode())
     skipped = size - len(body.encode())
     ids, starts = tokenizer.encode_with_spans(body)
     return [*ids, tokenizer.end_of_turn_id], [*(skipped + start for start in starts), size]
+
+
+def _unopened(tokenizer: ChatTokenizer, prompt_ids: Sequence[int], text: str) -> str:
+    """`text` without the `<think>` that the chat template has written, however the text spaces it."""
+    return text.lstrip().removeprefix(OPEN).lstrip("\n") if opening(tokenizer, prompt_ids) else text
 
 
 def opening(tokenizer: ChatTokenizer, prompt_ids: Sequence[int]) -> str:
@@ -99,7 +102,7 @@ class Think:
 
     def prefix_ids(self, prefix: str, prompt_ids: Sequence[int]) -> list[int]:
         """See ResponseFormat."""
-        return self._tokenizer.encode(prefix.removeprefix(opening(self._tokenizer, prompt_ids)))
+        return self._tokenizer.encode(_unopened(self._tokenizer, prompt_ids, prefix))
 
     def parse(
         self, prompt_ids: Sequence[int], prefix_ids: Sequence[int], ids: Sequence[int], stopped: bool

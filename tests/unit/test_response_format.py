@@ -65,6 +65,7 @@ def test_think_opened_by_the_template(qwen3: ChatTokenizer) -> None:
     assert response.problem is None
     assert response.token_starts[0] == len("<think>\n")
     assert style.prefix_ids("<think>\nHm", prompt) == qwen3.encode("Hm")
+    assert style.prefix_ids("<think>Hm", prompt) == qwen3.encode("Hm")
 
 
 @pytest.mark.network

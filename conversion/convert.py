@@ -20,7 +20,7 @@ platform.prepare()
 
 from dasd_megatron.training.checkpoint import load_weights, save_weights  # noqa: E402
 from dasd_megatron.training.distributed import process_groups  # noqa: E402
-from dasd_megatron.training.model import build_model, named_weights  # noqa: E402
+from dasd_megatron.training.model import ModelOptions, build_model, named_weights  # noqa: E402
 
 # Files of a model folder besides config and weights that a tokenizer and generation need.
 CARRIED = (
@@ -42,8 +42,9 @@ def import_hf(hf_folder: Path, megatron: Path) -> dict[str, int]:
     """Writes the weights of `hf_folder` as a Megatron checkpoint. Returns counts."""
     hf = HFModel(hf_folder)
     with process_groups(Parallel(), seed=0), torch.no_grad():
-        model = build_model(hf, Parallel(), _dtype(hf), max_length=1)
-        weights = dict(named_weights(model))
+        model = build_model(hf, Parallel(), ModelOptions(_dtype(hf)), max_length=1)
+        weights: dict[str, torch.Tensor] = dict(named_weights(model))
+        tensors = list(weights.values())
         for name, hf_names, entry in hf.family.entries(hf.shape):
             source = entry.to_megatron(tuple(hf.tensor(hf_name) for hf_name in hf_names), hf.shape)
             target = weights.pop(name)
@@ -55,14 +56,14 @@ def import_hf(hf_folder: Path, megatron: Path) -> dict[str, int]:
             target.copy_(source)
         assert not weights, f"the table of {hf.family.architecture} lacks {sorted(weights)}"
         save_weights(model, megatron)
-        return {"tensors": len(list(model.parameters())), "parameters": sum(p.numel() for p in model.parameters())}
+        return {"tensors": len(tensors), "parameters": sum(tensor.numel() for tensor in tensors)}
 
 
 def export_hf(megatron: Path, like: Path, folder: Path) -> dict[str, int]:
     """Writes a Megatron checkpoint as a Hugging Face model; config, tokenizer and templates come from `like`."""
     hf = HFModel(like)
     with process_groups(Parallel(), seed=0), torch.no_grad():
-        model = build_model(hf, Parallel(), _dtype(hf), max_length=1)
+        model = build_model(hf, Parallel(), ModelOptions(_dtype(hf)), max_length=1)
         load_weights(model, megatron)
         weights = dict(named_weights(model))
         tensors: dict[str, torch.Tensor] = {}

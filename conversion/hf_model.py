@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from conversion.mapping import Family, Shape
+from conversion.llama import LLAMA
+from conversion.mapping import Family
+from conversion.qwen2 import QWEN2
 from conversion.qwen3 import QWEN3
+from conversion.qwen3_moe import QWEN3_MOE
+from conversion.rope import Rope, rope
 from dasd_megatron.errors import UserError
-from dasd_megatron.recipe.preflight import read_config, size
+from dasd_megatron.recipe.preflight import read_config
+from dasd_megatron.recipe.shape import Shape
 
-FAMILIES = {family.architecture: family for family in (QWEN3,)}
+FAMILIES = {family.architecture: family for family in (QWEN3, QWEN3_MOE, QWEN2, LLAMA)}
 INDEX = "model.safetensors.index.json"
 
 
@@ -36,30 +40,13 @@ class HFModel:
 
     @cached_property
     def shape(self) -> Shape:
-        """Sizes that the conversion table needs."""
-        config = self.config
-        number = partial(size, config, self.folder)
-        return Shape(
-            layers=number("num_hidden_layers"),
-            hidden=number("hidden_size"),
-            heads=number("num_attention_heads"),
-            query_groups=number("num_key_value_heads"),
-            head_dim=number("head_dim")
-            if config.get("head_dim")
-            else number("hidden_size") // number("num_attention_heads"),
-            vocabulary=number("vocab_size"),
-            tied=config.get("tie_word_embeddings", False),
-        )
+        """The model's sizes."""
+        return Shape.of(self.config, self.folder)
 
-    @property
-    def rope_theta(self) -> float:
-        """Base of the rotary embedding. Raises UserError for scaled variants, which aren't supported."""
-        rope: Mapping[str, Any] = self.config.get("rope_parameters") or {}
-        if rope.get("rope_type", "default") != "default" or set(rope) - {"rope_type", "rope_theta"}:
-            raise UserError(
-                f"{self.folder / 'config.json'}: rope_parameters={dict(rope)} isn't supported; only the default type is"
-            )
-        return float(rope.get("rope_theta", self.config.get("rope_theta", 10_000.0)))
+    @cached_property
+    def rope(self) -> Rope:
+        """The rotary embedding. Raises UserError for a kind that isn't supported."""
+        return rope(self.config, self.shape.head_dim, str(self.folder / "config.json"))
 
     @cached_property
     def _files(self) -> dict[str, Path]:

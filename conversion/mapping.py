@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any, Protocol
 
 import torch
 
 from dasd_megatron.errors import UserError
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What the tables need to know of a model."""
-
-    layers: int
-    hidden: int
-    heads: int
-    query_groups: int
-    head_dim: int
-    vocabulary: int
-    tied: bool
+from dasd_megatron.recipe.shape import Shape
 
 
 class Entry(Protocol):
-    """One Megatron parameter; names hold `{layer}` where there is one a layer."""
+    """One Megatron parameter; names hold `{layer}` and `{expert}` where there is one for each."""
 
     @property
     def megatron(self) -> str:
@@ -122,31 +111,50 @@ class GateUp:
 
 @dataclass(frozen=True)
 class Family:
-    """A model family: which config fields are understood, and its table."""
+    """A model family: which fields of config.json are understood, what they mean to Megatron, and its table.
+
+    Attributes:
+        architecture: name in `architectures`.
+        used: fields that the Megatron model is built from.
+        fixed: fields that change the mathematics, with the only values that are understood (of a list: of its items).
+        ignored: fields that change nothing.
+        arguments: config -> fields of Megatron's TransformerConfig beyond those that all families share.
+        tensors: one entry a Megatron parameter.
+        head_dim_given: whether config.json must say head_dim; else it is hidden_size / num_attention_heads by default.
+    """
 
     architecture: str
     used: tuple[str, ...]
     fixed: Mapping[str, tuple[Any, ...]]
     ignored: tuple[str, ...]
+    arguments: Callable[[Mapping[str, Any]], dict[str, Any]]
     tensors: tuple[Entry, ...] = field(repr=False)
+    head_dim_given: bool = False
 
     def entries(self, shape: Shape) -> Iterator[tuple[str, tuple[str, ...], Entry]]:
-        """(Megatron name, HF names, entry) of every parameter, layers written out."""
+        """(Megatron name, HF names, entry) of every parameter, layers and experts written out."""
         for entry in self.tensors:
             if entry.untied_only and shape.tied:
                 continue
             layers = range(shape.layers) if "{layer}" in entry.megatron else (0,)
-            for layer in layers:
-                yield entry.megatron.format(layer=layer), tuple(name.format(layer=layer) for name in entry.hf), entry
+            experts = range(shape.experts) if "{expert}" in entry.megatron else (0,)
+            for layer, expert in product(layers, experts):
+                names = tuple(name.format(layer=layer, expert=expert) for name in entry.hf)
+                yield entry.megatron.format(layer=layer, expert=expert), names, entry
 
     def check(self, config: Mapping[str, Any], place: str) -> None:
         """Raises UserError for a field that changes the mathematics and isn't understood."""
+        if self.head_dim_given and not config.get("head_dim"):
+            raise UserError(f"{place}: head_dim is missing, and {self.architecture} doesn't derive it from other sizes")
         for name, value in config.items():
-            if name in self.fixed and value not in self.fixed[name]:
-                raise UserError(
-                    f"{place}: {name}={value!r} isn't supported for {self.architecture}; only {self.fixed[name][0]!r} is"
-                )
-            if name not in self.used and name not in self.fixed and name not in self.ignored:
+            if name in self.fixed:
+                allowed = self.fixed[name]
+                if any(item not in allowed for item in (value if isinstance(value, list) else [value])):
+                    raise UserError(
+                        f"{place}: {name}={value!r} isn't supported for {self.architecture}; only "
+                        f"{allowed[0] if allowed else []!r} is"
+                    )
+            elif name not in self.used and name not in self.ignored:
                 raise UserError(
                     f"{place}: the field {name!r} isn't known for {self.architecture}, and it may change what the model computes"
                 )

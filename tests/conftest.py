@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from dasd_megatron.artifacts.artifact import ArtifactWriter
 from dasd_megatron.step import StepContext
@@ -29,6 +30,11 @@ HARMONY_TEMPLATE = (
     "<|message|>{{ m.content }}{{ '<|return|>' if m.role == 'assistant' else '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
 )
+
+
+# No limit on single examples: a busy machine is no failure.
+settings.register_profile("default", deadline=None)
+settings.load_profile("default")
 
 
 @pytest.fixture(scope="session")

@@ -12,15 +12,41 @@ import torch
 
 from dasd_megatron.artifacts.artifact import ArtifactWriter
 from dasd_megatron.curation.pack import PACKS
-from dasd_megatron.recipe.schema import Parallel, Training
+from dasd_megatron.recipe.schema import Memory, Parallel, Training
 
 VOCABULARY = 131  # prime: no tensor-parallel size divides it
 CONTEXT = 96
 
 
-def tiny_qwen3(folder: Path, tied: bool = False, **changes: Any) -> Path:
-    """A Qwen3 folder whose awkward shapes (head_dim != hidden / heads, odd vocabulary) would show a wrong conversion."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+FAMILIES = ("qwen3", "qwen3_moe", "qwen2", "llama")
+# What each family has beyond the common fields.
+EXTRAS: dict[str, dict[str, Any]] = {
+    "qwen3": {"head_dim": 32},  # != hidden / heads
+    "qwen3_moe": {
+        "head_dim": 32,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 40,
+        "norm_topk_prob": True,
+        "router_aux_loss_coef": 0.01,
+    },
+    "qwen2": {},
+    "llama": {
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 5000.0,
+            "factor": 4.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        }
+    },
+}
+
+
+def tiny_model(folder: Path, family: str = "qwen3", tied: bool = False, **changes: Any) -> Path:
+    """A model folder whose awkward shapes (odd vocabulary, head_dim) would show a wrong conversion."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
     fields = {
@@ -30,13 +56,13 @@ def tiny_qwen3(folder: Path, tied: bool = False, **changes: Any) -> Path:
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "head_dim": 32,
         "max_position_embeddings": 512,
         "rope_theta": 5000.0,
         "tie_word_embeddings": tied,
+        **EXTRAS[family],
         **changes,
     }
-    model = Qwen3ForCausalLM(Qwen3Config(**fields))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **fields))
     for name, parameter in model.named_parameters():
         if "norm" in name:
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
@@ -77,6 +103,7 @@ def training_context(
     output: Path,
     parallel: Parallel,
     save_every: int = 1000,
+    memory: dict[str, Any] | None = None,
     **training: Any,
 ) -> Path:
     """A file that `train_ranks` runs: the context of a training step."""
@@ -86,7 +113,12 @@ def training_context(
         "config": {"training": Training(**{**settings, **training}).model_dump(), "seed": 3, "isolate_documents": True},
         "inputs": {"model": str(model), "start": str(start), "packs": str(packs)},
         "output": str(output),
-        "execution": {"parallel": parallel.model_dump(), "save_every": save_every, "keep_checkpoints": 2},
+        "execution": {
+            "parallel": parallel.model_dump(),
+            "memory": Memory(**(memory or {})).model_dump(),
+            "save_every": save_every,
+            "keep_checkpoints": 2,
+        },
     }
     path.write_text(json.dumps(content))
     return path

@@ -1,4 +1,4 @@
-"""What can be known of models and layout before a run begins, without torch: mistakes must not surface after days of work."""
+"""What can be known of model folders before a run begins, without torch: mistakes must not surface after days of work."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from dasd_megatron.errors import UserError
-from dasd_megatron.recipe.schema import Parallel
 
 
 def check_model_folder(key: str, folder: Path) -> None:
@@ -40,32 +39,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def check_layout(config: Mapping[str, Any], folder: Path, parallel: Parallel) -> None:
-    """Raises UserError when the model's heads or layers can't be split as `parallel` says; names the sizes that can."""
-    heads, groups, layers = (
-        size(config, folder, name) for name in ("num_attention_heads", "num_key_value_heads", "num_hidden_layers")
-    )
-    for name, number in (("attention heads", heads), ("key-value heads", groups)):
-        if number % parallel.tensor:
-            raise UserError(
-                f"parallel.tensor={parallel.tensor} doesn't divide the {number} {name} of {folder}; {_divisors(number)} do"
-            )
-    if layers % parallel.pipeline:
-        raise UserError(
-            f"parallel.pipeline={parallel.pipeline} doesn't divide the {layers} layers of {folder}; {_divisors(layers)} do"
-        )
-
-
 def size(config: Mapping[str, Any], folder: Path, name: str) -> int:
     """A positive whole number of config.json. Raises UserError where it is missing or something else."""
     value = config.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
         raise UserError(f"{folder / 'config.json'}: {name} must be a positive whole number, not {value!r}")
     return value
-
-
-def _divisors(number: int) -> list[int]:
-    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
 
 
 def _has_chat_template(folder: Path) -> bool:

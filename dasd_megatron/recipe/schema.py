@@ -145,13 +145,50 @@ class Parallel(Section):
     """How a training stage is split over ranks. Results don't depend on it, so it is no part of an artifact's name."""
 
     tensor: Positive = 1
+    # Splits the activations between tensor-parallel layers, too; without effect where tensor is 1.
+    sequence: bool = True
     pipeline: Positive = 1
+    # Model chunks a pipeline stage, interleaved: a smaller bubble for more communication.
+    virtual_pipeline: Positive = 1
+    # Splits every document, for contexts that are too long for one GPU.
+    context: Positive = 1
     data: Positive = 1
+    # Splits the experts over ranks that are tensor, context or data-parallel elsewhere; adds no ranks.
+    expert: Positive = 1
+    # Shards optimizer state over the data and context-parallel ranks.
+    distributed_optimizer: bool = True
 
     @property
     def world_size(self) -> int:
         """Number of ranks (processes, and GPUs where there are any)."""
-        return self.tensor * self.pipeline * self.data
+        return self.tensor * self.pipeline * self.context * self.data
+
+    @property
+    def splits_sequence(self) -> bool:
+        """Whether sequence parallelism is in effect."""
+        return self.sequence and self.tensor > 1
+
+    def __str__(self) -> str:
+        """The sizes that differ from 1, as they are written in a recipe."""
+        sizes = {name: value for name, value in self.model_dump().items() if type(value) is int and value > 1}
+        return ", ".join(f"{name}={value}" for name, value in sizes.items()) or "data=1"
+
+
+class Memory(Section):
+    """What training gives up in time for memory. Shapes no result."""
+
+    # Computes activations again in the backward pass: of norms and MLPs or experts (selective), or whole layers (full).
+    recompute: Literal["none", "selective", "full"] = "none"
+    # With `full`: so many layers of each model chunk, the others keep their activations; all by default.
+    recompute_layers: Positive | None = None
+    # Share of the optimizer's state that is kept, and updated, in host memory. Without effect on a CPU.
+    offload_optimizer: Probability = 0.0
+
+    @model_validator(mode="after")
+    def _layers(self) -> Memory:
+        if self.recompute_layers is not None and self.recompute != "full":
+            raise ValueError(f"recompute_layers={self.recompute_layers} needs recompute: full")
+        return self
 
 
 class Training(Section):
@@ -169,14 +206,28 @@ class Training(Section):
     adam_eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.1, ge=0)
     clip_grad: float = Field(1.0, gt=0)
+    # bf16 keeps fp32 master weights and reduces gradients in fp32.
     precision: Literal["fp32", "bf16"] = "bf16"
+    # Matrix products in FP8 (Transformer Engine, Hopper or newer; mxfp8: Blackwell), by how scales are found.
+    fp8: Literal["delayed", "tensorwise", "blockwise", "mxfp8"] | None = None
+    # So many layers at each end of the model stay in bf16.
+    fp8_bf16_layers: NonNegative = 0
+    # Weight of the load-balancing loss of a mixture of experts; by default the model's own (router_aux_loss_coef).
+    moe_aux_loss_coeff: float | None = Field(None, ge=0)
     save_every: Positive = 100  # steps
     keep_checkpoints: Positive = 2
 
     @model_validator(mode="after")
-    def _schedule(self) -> Training:
+    def _consistent(self) -> Training:
         if self.min_learning_rate > self.learning_rate:
             raise ValueError("min_learning_rate is above learning_rate")
+        if self.fp8 is not None and self.precision != "bf16":
+            raise ValueError(f"fp8={self.fp8} needs precision: bf16, not {self.precision}")
+        if self.fp8_bf16_layers and self.fp8 in (None, "delayed"):
+            raise ValueError(
+                f"fp8_bf16_layers={self.fp8_bf16_layers} can't be had with fp8={self.fp8 or 'null'}; choose tensorwise, "
+                "blockwise or mxfp8"
+            )
         return self
 
 
@@ -255,6 +306,7 @@ class Recipe(Section):
     packing: Packing = Packing()
     training: Training = Training()
     parallel: Parallel = Parallel()
+    memory: Memory = Memory()
     mixed_policy: MixedPolicy = MixedPolicy()
     stages: list[Stage] = [
         Stage(name="low_temperature", temperature=0.6),
@@ -279,15 +331,6 @@ class Recipe(Section):
             re.compile(self.sentence_end)
         except re.error as error:
             raise ValueError(f"sentence_end={self.sentence_end!r} is no regular expression: {error}") from None
-        for place, batch in [
-            ("training", self.training.global_batch),
-            *(
-                (f"stages.{n}.training", stage.training.get("global_batch", self.parallel.data))
-                for n, stage in enumerate(self.stages)
-            ),
-        ]:
-            if isinstance(batch, int) and batch % self.parallel.data:
-                raise ValueError(f"{place}.global_batch={batch} is no multiple of parallel.data={self.parallel.data}")
         if self.sampling.max_tokens > self.packing.context_length:
             raise ValueError(
                 f"sampling.max_tokens={self.sampling.max_tokens} is above packing.context_length="

@@ -16,7 +16,8 @@ from typing import Any
 from dasd_megatron.artifacts.artifact import is_complete
 from dasd_megatron.artifacts.hashing import fingerprint, hash_json
 from dasd_megatron.errors import UserError
-from dasd_megatron.recipe.preflight import check_layout, check_model_folder, read_config
+from dasd_megatron.recipe.layout import check_layout
+from dasd_megatron.recipe.preflight import check_model_folder, read_config
 from dasd_megatron.recipe.schema import Model, PromptSource, Recipe, Stage
 
 # Raised when the format or meaning of a kind's artifact changes, so that older folders are not taken for new ones.
@@ -88,7 +89,9 @@ class _Builder:
         self.steps: dict[str, Step] = {}
         self.teacher = _model("teacher.model", recipe.teacher)
         self.student = _model("student.model", recipe.student)
-        check_layout(read_config(recipe.student.model), recipe.student.model, recipe.parallel)
+        config = read_config(recipe.student.model)
+        for stage in recipe.stages:
+            check_layout(config, recipe.student.model, recipe.parallel, recipe.stage_training(stage))
 
     def add(self, name: str, kind: str, inputs: Mapping[str, Step | External], **config: Any) -> Step:
         execution: dict[str, Any] = {"threads": self.recipe.launch.threads}
@@ -98,6 +101,7 @@ class _Builder:
             config["engine"] = self.recipe.engine.model_dump(include=ENGINE_RESULT)
         if kind == "train":
             execution["parallel"] = self.recipe.parallel.model_dump()
+            execution["memory"] = self.recipe.memory.model_dump()
             execution |= {name: config["training"].pop(name) for name in ("save_every", "keep_checkpoints")}
         step = Step(name, kind, _plain(config), inputs, self.recipe.run_dir, execution)
         self.steps[name] = step

@@ -9,6 +9,7 @@ import queue
 import re
 import shutil
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,29 +34,28 @@ PROBE_BYTES = 64 << 20
 _STEP = re.compile(r"step-(\d+)")
 
 
-def save_weights(model: GPTModel, folder: Path) -> None:
+def save_weights(chunks: Sequence[GPTModel], folder: Path) -> None:
     """Writes the weights alone; called on every rank."""
-    _save({"model": model.sharded_state_dict(metadata=_metadata())}, folder)
+    _save(_weights(chunks), folder)
 
 
-def load_weights(model: GPTModel, folder: Path) -> None:
+def load_weights(chunks: Sequence[GPTModel], folder: Path) -> None:
     """Loads weights written in any layout; called on every rank."""
-    state = _load({"model": model.sharded_state_dict(metadata=_metadata())}, folder)
-    model.load_state_dict(state["model"])
+    _set_weights(chunks, _load(_weights(chunks), folder))
 
 
-def save_step(model: GPTModel, optimizer: MegatronOptimizer, folder: Path, step: int, keep: int) -> None:
+def save_step(chunks: Sequence[GPTModel], optimizer: MegatronOptimizer, folder: Path, step: int, keep: int) -> None:
     """Writes `folder/step-N`: everything that the steps after N depend on. Older ones beyond `keep` are removed."""
-    weights = model.sharded_state_dict(metadata=_metadata())
+    weights = _weights(chunks)
     with optimizer_checks():
-        state = {"model": weights, "optimizer": optimizer.sharded_state_dict(weights, metadata=_metadata())}
+        state = {**weights, "optimizer": optimizer.sharded_state_dict(weights, metadata=_metadata())}
     _save({**state, "step": step}, folder / f"step-{step:07d}")
     if dist.get_rank() == 0:
         for old in step_folders(folder)[:-keep]:
             shutil.rmtree(old)
 
 
-def load_latest_step(model: GPTModel, optimizer: MegatronOptimizer, folder: Path) -> int:
+def load_latest_step(chunks: Sequence[GPTModel], optimizer: MegatronOptimizer, folder: Path) -> int:
     """Loads the newest `folder/step-N` that is whole and returns N; 0 where there is none.
 
     A damaged one is passed over with a warning. Raises UserError when all are damaged.
@@ -64,7 +64,7 @@ def load_latest_step(model: GPTModel, optimizer: MegatronOptimizer, folder: Path
     for step_folder in reversed(found):
         problem: UserError | None = None
         try:
-            step = _load_step(model, optimizer, step_folder)
+            step = _load_step(chunks, optimizer, step_folder)
         except UserError as error:
             problem = error
         problems: list[UserError | None] = [None] * dist.get_world_size()
@@ -80,12 +80,12 @@ def load_latest_step(model: GPTModel, optimizer: MegatronOptimizer, folder: Path
     return 0
 
 
-def _load_step(model: GPTModel, optimizer: MegatronOptimizer, folder: Path) -> int:
-    weights = model.sharded_state_dict(metadata=_metadata())
+def _load_step(chunks: Sequence[GPTModel], optimizer: MegatronOptimizer, folder: Path) -> int:
+    weights = _weights(chunks)
     with optimizer_checks():
         wanted = optimizer.sharded_state_dict(weights, is_loading=True, metadata=_metadata())
-        state = _load({"model": weights, "optimizer": wanted, "step": 0}, folder)
-        model.load_state_dict(state["model"])
+        state = _load({**weights, "optimizer": wanted, "step": 0}, folder)
+        _set_weights(chunks, state)
         optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])
 
@@ -93,6 +93,16 @@ def _load_step(model: GPTModel, optimizer: MegatronOptimizer, folder: Path) -> i
 def step_folders(folder: Path) -> list[Path]:
     """Finished step checkpoints, oldest first."""
     return sorted(path for path in folder.glob("step-*") if _STEP.fullmatch(path.name))
+
+
+def _weights(chunks: Sequence[GPTModel]) -> dict[str, Any]:
+    """Weights by chunk; inside, tensors carry names that don't depend on the layout."""
+    return {f"model{n}": chunk.sharded_state_dict(metadata=_metadata()) for n, chunk in enumerate(chunks)}
+
+
+def _set_weights(chunks: Sequence[GPTModel], state: Mapping[str, Any]) -> None:
+    for number, chunk in enumerate(chunks):
+        chunk.load_state_dict(state[f"model{number}"])
 
 
 def _metadata() -> dict[str, Any]:

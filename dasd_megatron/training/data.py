@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import numpy as np
@@ -11,16 +11,33 @@ import torch
 from numpy.typing import NDArray
 
 from dasd_megatron.artifacts.artifact import Artifact
-from dasd_megatron.training.packed import PackedDocuments, packed_documents, position_ids
+from dasd_megatron.training.packed import PackedDocuments, packed_documents, position_ids, rank_tokens
+from dasd_megatron.training.padding import Alignment, document_slots
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Documents one after another, without padding.
+
+    Attributes:
+        ids: int32 [tokens].
+        targets: bool [tokens], whether the loss falls on predicting the token.
+        lengths: tokens of each document.
+    """
+
+    ids: NDArray[np.int32]
+    targets: NDArray[np.bool_]
+    lengths: Sequence[int]
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One pack, padded to the context length; padding is a document of its own, with no loss.
+    """One pack, aligned; of it, the tokens of this context-parallel rank.
 
     Attributes:
-        input_ids, labels, position_ids: int64 [1, context_length].
-        loss_mask: float32 [1, context_length], 1 where the label is a target.
+        input_ids, labels, position_ids: int64 [1, tokens].
+        loss_mask: float32 [1, tokens], 1 where the label is a target.
+        padding: bool [1, tokens], where there is no token of a document.
         documents: where documents begin and end.
     """
 
@@ -28,17 +45,12 @@ class MicroBatch:
     labels: torch.Tensor
     position_ids: torch.Tensor
     loss_mask: torch.Tensor
+    padding: torch.Tensor
     documents: PackedDocuments
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same on another device."""
-        return MicroBatch(
-            self.input_ids.to(device),
-            self.labels.to(device),
-            self.position_ids.to(device),
-            self.loss_mask.to(device),
-            self.documents.to(device),
-        )
+        return MicroBatch(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 class Packs:
@@ -58,54 +70,58 @@ class Packs:
         epoch, place = divmod(sample, len(self))
         return int(_order(self._seed, epoch, len(self))[place])
 
-    def tokens(self, sample: int) -> int:
-        """Tokens of that pack, padding not counted."""
-        return len(self._table["input_ids"][self.index(sample)])
+    def pack(self, sample: int) -> Pack:
+        """The `sample`-th pack to be trained on."""
+        index = self.index(sample)
+        ids = self._table["input_ids"][index].values.to_numpy()
+        targets = self._table["loss_mask"][index].values.to_numpy(zero_copy_only=False)
+        return Pack(ids, targets, self.document_lengths(sample) if self._isolate else [len(ids)])
+
+    def document_lengths(self, sample: int) -> list[int]:
+        """Tokens of each document of that pack."""
+        lengths: list[int] = self._table["document_lengths"][self.index(sample)].as_py()
+        return lengths
 
     def uuids(self, sample: int) -> list[str]:
         """The documents of that pack."""
         uuids: list[str] = self._table["uuids"][self.index(sample)].as_py()
         return uuids
 
-    def micro_batch(self, sample: int) -> MicroBatch:
-        """That pack as tensors."""
-        index = self.index(sample)
-        ids = self._table["input_ids"][index].values.to_numpy()
-        targets = self._table["loss_mask"][index].values.to_numpy(zero_copy_only=False)
-        lengths = self._table["document_lengths"][index].values.to_numpy()
-        if not self._isolate:
-            lengths = np.array([len(ids)])
-        return make_micro_batch(ids, targets, lengths, self.context_length)
 
-    def micro_batches(self, samples: range) -> Iterator[MicroBatch]:
-        """The micro-batches of one step on one data-parallel rank."""
-        return (self.micro_batch(sample) for sample in samples)
-
-
-def make_micro_batch(
-    ids: NDArray[np.int32], targets: NDArray[np.bool_], lengths: NDArray[np.int32], context_length: int
-) -> MicroBatch:
-    """A pack as tensors, padded to the context length.
+def make_micro_batches(packs: Sequence[Pack], align: Alignment, ranks: int = 1, rank: int = 0) -> list[MicroBatch]:
+    """Micro-batches of equal length (Megatron's pipeline takes no others), as short as the longest pack allows.
 
     Args:
-        ids: token ids of all documents, [tokens].
-        targets: whether the loss falls on predicting each token, [tokens].
-        lengths: documents' lengths, [documents], adding up to `tokens`.
+        align: what lengths must divide by.
+        ranks, rank: of context parallelism; each rank gets its share of every document.
     """
-    padding = context_length - len(ids)
-    input_ids = torch.from_numpy(np.pad(ids, (0, padding)).astype(np.int64))
-    # Position i predicts token i + 1; a document's last position would predict the next document's first, so it is masked.
-    labels = input_ids.roll(-1)
-    loss_mask = torch.from_numpy(np.pad(targets, (0, padding)).astype(np.float32)).roll(-1)
-    loss_mask[torch.from_numpy(lengths.astype(np.int64)).cumsum(0) - 1] = 0.0
-    loss_mask[len(ids) :] = 0.0
-    all_lengths = torch.tensor([*lengths.tolist(), *([padding] if padding else [])])
+    longest = max(sum(document_slots(pack.lengths, align)) for pack in packs)
+    return [_micro_batch(pack, document_slots(pack.lengths, align, longest), ranks, rank) for pack in packs]
+
+
+def _micro_batch(pack: Pack, slots: list[int], ranks: int, rank: int) -> MicroBatch:
+    tokens = sum(slots)
+    lengths = np.array(pack.lengths)
+    first = np.cumsum([0, *slots])[: len(lengths)]  # where each document begins
+    own = np.repeat(first - np.cumsum(lengths) + lengths, lengths) + np.arange(len(pack.ids))  # where each token goes
+    input_ids, targets, padding = np.zeros(tokens, np.int64), np.zeros(tokens, np.float32), np.ones(tokens, np.bool_)
+    input_ids[own], targets[own], padding[own] = pack.ids, pack.targets, False
+    # Position i predicts token i + 1; a document's last position, and padding, would predict the next document's first.
+    labels, loss_mask = np.roll(input_ids, -1), np.roll(targets, -1)
+    loss_mask[first + lengths - 1] = 0.0
+    loss_mask[padding] = 0.0
+    held = rank_tokens(slots, ranks, rank)
+
+    def share(values: NDArray[np.generic]) -> torch.Tensor:
+        return torch.from_numpy(values)[held][None]
+
     return MicroBatch(
-        input_ids=input_ids[None],
-        labels=labels[None],
-        position_ids=position_ids(all_lengths)[None],
-        loss_mask=loss_mask[None],
-        documents=packed_documents(all_lengths),
+        input_ids=share(input_ids),
+        labels=share(labels),
+        position_ids=position_ids(slots)[held][None],
+        loss_mask=share(loss_mask),
+        padding=share(padding),
+        documents=packed_documents(slots, ranks, rank),
     )
 
 

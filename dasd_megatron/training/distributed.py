@@ -24,12 +24,16 @@ def process_groups(parallel: Parallel, seed: int) -> Iterator[None]:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size != parallel.world_size:
         raise UserError(
-            f"parallel (tensor={parallel.tensor}, pipeline={parallel.pipeline}, data={parallel.data}) needs "
-            f"{parallel.world_size} ranks, but {world_size} were started; start it with tools/launch.py, or torchrun "
-            f"--nproc-per-node {parallel.world_size}"
+            f"parallel ({parallel}) needs {parallel.world_size} ranks, but {world_size} were started; start it with "
+            f"tools/launch.py, or torchrun --nproc-per-node {parallel.world_size}"
         )
     on_gpu = torch.cuda.is_available()
     if on_gpu:
+        local, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+        if local > gpus:
+            raise UserError(
+                f"{local} ranks were started on a machine with {gpus} GPUs; make parallel smaller ({parallel})"
+            )
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     if world_size == 1 and "MASTER_ADDR" not in os.environ:
@@ -38,7 +42,12 @@ def process_groups(parallel: Parallel, seed: int) -> Iterator[None]:
         dist.init_process_group(backend)
     try:
         parallel_state.initialize_model_parallel(
-            tensor_model_parallel_size=parallel.tensor, pipeline_model_parallel_size=parallel.pipeline
+            tensor_model_parallel_size=parallel.tensor,
+            pipeline_model_parallel_size=parallel.pipeline,
+            virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None,
+            context_parallel_size=parallel.context,
+            expert_model_parallel_size=parallel.expert,
+            expert_tensor_parallel_size=1,
         )
         tensor_parallel.model_parallel_cuda_manual_seed(seed)
         yield

@@ -2,70 +2,95 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel import layers as tensor_parallel_layers
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from conversion.hf_model import HFModel
-from dasd_megatron.recipe.preflight import check_layout
-from dasd_megatron.recipe.schema import Parallel
-from dasd_megatron.training.reference_layers import CHECKPOINT_KEYS, reference_block_spec
+from dasd_megatron.recipe.schema import Memory, Parallel
+from dasd_megatron.training.data import MicroBatch
+from dasd_megatron.training.moe import use_pack_router
+from dasd_megatron.training.reference_layers import checkpoint_keys, reference_block_spec
+
+# Transformer Engine names the weights of grouped experts by their number.
+_GROUPED_EXPERT = re.compile(r"experts\.(linear_fc\d)\.weight(\d+)$")
 
 
-def transformer_config(hf: HFModel, parallel: Parallel, dtype: torch.dtype) -> TransformerConfig:
-    """Megatron's config. Raises UserError when the model can't be split as `parallel` says."""
+@dataclass(frozen=True)
+class ModelOptions:
+    """What a model's construction depends on besides its config and layout.
+
+    Attributes:
+        dtype: of parameters and activations.
+        fp8, fp8_bf16_layers, moe_aux_loss_coeff: see `training` in the recipe.
+        memory: see `memory` in the recipe.
+    """
+
+    dtype: torch.dtype = torch.float32
+    fp8: str | None = None
+    fp8_bf16_layers: int = 0
+    moe_aux_loss_coeff: float | None = None
+    memory: Memory = field(default_factory=Memory)
+
+    @classmethod
+    def of(cls, training: Mapping[str, Any], memory: Memory) -> ModelOptions:
+        """From the recipe's sections."""
+        dtype = torch.bfloat16 if training["precision"] == "bf16" else torch.float32
+        return cls(dtype, training["fp8"], training["fp8_bf16_layers"], training["moe_aux_loss_coeff"], memory)
+
+
+def transformer_config(hf: HFModel, parallel: Parallel, options: ModelOptions) -> TransformerConfig:
+    """Megatron's config."""
     shape = hf.shape
-    check_layout(hf.config, hf.folder, parallel)
-    return TransformerConfig(
-        num_layers=shape.layers,
-        hidden_size=shape.hidden,
-        ffn_hidden_size=hf.config["intermediate_size"],
-        num_attention_heads=shape.heads,
-        num_query_groups=shape.query_groups,
-        kv_channels=shape.head_dim,
-        normalization="RMSNorm",
-        layernorm_epsilon=hf.config["rms_norm_eps"],
-        gated_linear_unit=True,
-        activation_func=torch.nn.functional.silu,
-        add_bias_linear=False,
-        qk_layernorm=True,
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
-        attention_softmax_in_fp32=True,
-        params_dtype=dtype,
-        pipeline_dtype=dtype,
-        bf16=dtype is torch.bfloat16,
-        tensor_model_parallel_size=parallel.tensor,
-        pipeline_model_parallel_size=parallel.pipeline,
-        # Loss and gradients are sums, divided by the tokens of the global batch: the token mean in every layout.
-        calculate_per_token_loss=True,
-        use_cpu_initialization=not torch.cuda.is_available(),
-        perform_initialization=False,  # weights always come from a checkpoint
-        gradient_accumulation_fusion=False,
-        bias_activation_fusion=False,
-        masked_softmax_fusion=False,
-        persist_layer_norm=False,
-    )
+    on_gpu = torch.cuda.is_available()
+    arguments: dict[str, Any] = {
+        "num_layers": shape.layers,
+        "hidden_size": shape.hidden,
+        "ffn_hidden_size": hf.config["intermediate_size"],
+        "num_attention_heads": shape.heads,
+        "num_query_groups": shape.query_groups,
+        "kv_channels": shape.head_dim,
+        "normalization": "RMSNorm",
+        "layernorm_epsilon": hf.config["rms_norm_eps"],
+        "gated_linear_unit": True,
+        "activation_func": torch.nn.functional.silu,
+        "add_bias_linear": False,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "attention_softmax_in_fp32": True,
+        # Scaled rotary embeddings put a factor on queries and keys: their product gets its square.
+        "softmax_scale": hf.rope.attention_factor**2 / shape.head_dim**0.5,
+        "params_dtype": options.dtype,
+        "pipeline_dtype": options.dtype,
+        "bf16": options.dtype is torch.bfloat16,
+        # Loss and gradients are sums, divided by the targets of the global batch: the token mean in every layout.
+        "calculate_per_token_loss": True,
+        "use_cpu_initialization": not on_gpu,
+        "perform_initialization": False,  # weights always come from a checkpoint
+        "apply_rope_fusion": on_gpu,
+        "bias_activation_fusion": on_gpu,
+        "gradient_accumulation_fusion": on_gpu and tensor_parallel_layers._grad_accum_fusion_available,
+        "masked_softmax_fusion": False,
+        "persist_layer_norm": False,
+    }
+    arguments |= hf.family.arguments(hf.config)
+    if shape.experts:
+        arguments |= _experts(hf, options, on_gpu)
+    arguments |= _parallelism(parallel) | _recompute(options, bool(shape.experts)) | _fp8(options)
+    return TransformerConfig(**arguments)
 
 
-def build_model(hf: HFModel, parallel: Parallel, dtype: torch.dtype, max_length: int) -> GPTModel:
-    """This rank's part of the model, weights not yet loaded; on the last pipeline stage it returns logits."""
-    config = transformer_config(hf, parallel, dtype)
-    model = GPTModel(
-        config,
-        _block_spec(config),
-        vocab_size=padded_vocabulary(hf.shape.vocabulary, parallel.tensor),
-        max_sequence_length=max_length,
-        pre_process=parallel_state.is_pipeline_first_stage(),
-        post_process=parallel_state.is_pipeline_last_stage(),
-        position_embedding_type="rope",
-        rotary_base=hf.rope_theta,
-        share_embeddings_and_output_weights=hf.shape.tied,
-    )
-    return model.to(device=_device(), dtype=dtype)
+def build_model(hf: HFModel, parallel: Parallel, options: ModelOptions, max_length: int) -> list[GPTModel]:
+    """This rank's model chunks (one without interleaving), weights not yet loaded."""
+    config = transformer_config(hf, parallel, options)
+    return [_build_chunk(hf, config, parallel, chunk, max_length) for chunk in range(parallel.virtual_pipeline)]
 
 
 def padded_vocabulary(vocabulary: int, tensor_parallel: int) -> int:
@@ -73,21 +98,129 @@ def padded_vocabulary(vocabulary: int, tensor_parallel: int) -> int:
     return -(-vocabulary // tensor_parallel) * tensor_parallel
 
 
-def named_weights(model: GPTModel) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """Parameters by the names that checkpoints and conversion tables use."""
-    for name, parameter in model.named_parameters():
-        for own, checkpoint in CHECKPOINT_KEYS.items():
-            name = name.replace(own, checkpoint)
-        yield name, parameter
+def named_weights(chunks: Sequence[GPTModel]) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """Parameters by the names that conversion tables use; on a rank that holds the whole model."""
+    for chunk in chunks:
+        keys = {} if torch.cuda.is_available() else checkpoint_keys(chunk.config)
+        for name, parameter in chunk.named_parameters():
+            for own, in_checkpoint in keys.items():
+                name = name.replace(own, in_checkpoint)
+            yield _GROUPED_EXPERT.sub(r"experts.local_experts.\2.\1.weight", name), parameter
 
 
-def _device() -> torch.device:
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+def unwrap(chunk: torch.nn.Module) -> GPTModel:
+    """The model inside Megatron's wrappers for data parallelism and half precision."""
+    while not isinstance(chunk, GPTModel):
+        chunk = chunk.module  # type: ignore[assignment]
+    return chunk
 
 
-def _block_spec(config: TransformerConfig) -> object:
+def padding_mask(batch: MicroBatch, model: GPTModel) -> torch.Tensor:
+    """Which tokens a mixture of experts leaves out of its statistics, bool [1, tokens], as this chunk expects it.
+
+    The first stage splits the mask over tensor-parallel ranks together with the embedding; later ones do not.
+    """
+    if model.pre_process or not model.config.sequence_parallel:
+        return batch.padding
+    shares = batch.padding.chunk(parallel_state.get_tensor_model_parallel_world_size(), 1)
+    share: torch.Tensor = shares[parallel_state.get_tensor_model_parallel_rank()]
+    return share
+
+
+def _build_chunk(hf: HFModel, config: TransformerConfig, parallel: Parallel, chunk: int, max_length: int) -> GPTModel:
+    interleaved = parallel.virtual_pipeline > 1
+    vp_stage = chunk if interleaved else None
+    model = GPTModel(
+        config,
+        _block_spec(config, vp_stage),
+        vocab_size=padded_vocabulary(hf.shape.vocabulary, parallel.tensor),
+        max_sequence_length=max_length,
+        pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=not interleaved, vp_stage=vp_stage),
+        post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=not interleaved, vp_stage=vp_stage),
+        position_embedding_type="rope",
+        share_embeddings_and_output_weights=hf.shape.tied,
+        vp_stage=vp_stage,
+    )
+    model.rotary_pos_emb.inv_freq = hf.rope.inverse_frequencies
+    if torch.cuda.is_available():
+        model.cuda(torch.cuda.current_device())
+    return model.to(dtype=config.params_dtype)
+
+
+def _block_spec(config: TransformerConfig, vp_stage: int | None) -> object:
     if not torch.cuda.is_available():
-        return reference_block_spec(config)
+        return reference_block_spec(config, vp_stage)
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 
-    return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=True)
+    spec = get_gpt_layer_with_transformer_engine_spec(
+        num_experts=config.num_moe_experts,
+        moe_grouped_gemm=config.moe_grouped_gemm,
+        qk_layernorm=config.qk_layernorm,
+    )
+    if config.num_moe_experts:
+        spec.submodules.mlp = use_pack_router(spec.submodules.mlp)
+    return spec
+
+
+def _parallelism(parallel: Parallel) -> dict[str, Any]:
+    interleaved = parallel.virtual_pipeline > 1
+    return {
+        "tensor_model_parallel_size": parallel.tensor,
+        "sequence_parallel": parallel.splits_sequence,
+        "pipeline_model_parallel_size": parallel.pipeline,
+        "virtual_pipeline_model_parallel_size": parallel.virtual_pipeline if interleaved else None,
+        "context_parallel_size": parallel.context,
+        "expert_model_parallel_size": parallel.expert,
+        # The interleaved schedule with batched communication gives wrong gradients over two stages.
+        "overlap_p2p_comm": interleaved,
+        "batch_p2p_comm": not interleaved,
+    }
+
+
+def _experts(hf: HFModel, options: ModelOptions, on_gpu: bool) -> dict[str, Any]:
+    coefficient = options.moe_aux_loss_coeff
+    if coefficient is None:
+        coefficient = hf.config.get("router_aux_loss_coef", 0.001)  # transformers' default
+    return {
+        "moe_token_dispatcher_type": "alltoall",
+        "moe_grouped_gemm": on_gpu,
+        "moe_permute_fusion": on_gpu,
+        "moe_router_dtype": "fp32",
+        "moe_router_load_balancing_type": "aux_loss" if coefficient else "none",
+        "moe_aux_loss_coeff": coefficient,
+        "moe_router_padding_for_quantization": options.fp8 is not None,
+        "expert_tensor_parallel_size": 1,  # experts are split by number, not inside
+    }
+
+
+def _recompute(options: ModelOptions, experts: bool) -> dict[str, Any]:
+    memory = options.memory
+    if memory.recompute == "none":
+        return {}
+    if memory.recompute == "full":
+        if memory.recompute_layers is None:
+            return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+        return {
+            "recompute_granularity": "full",
+            "recompute_method": "block",
+            "recompute_num_layers": memory.recompute_layers,
+        }
+    modules = ["moe" if experts else "mlp"]
+    if options.fp8 != "delayed":  # its history of maxima can't be replayed in a norm's recomputation
+        modules.append("layernorm")
+    return {"recompute_granularity": "selective", "recompute_modules": modules}
+
+
+def _fp8(options: ModelOptions) -> dict[str, Any]:
+    if options.fp8 is None:
+        return {}
+    arguments: dict[str, Any] = {"fp8": "hybrid", "fp8_recipe": options.fp8}
+    if options.fp8 == "delayed":
+        arguments |= {"fp8_amax_history_len": 1024, "fp8_amax_compute_algo": "max"}
+    if options.fp8_bf16_layers:
+        arguments |= {
+            "first_last_layers_bf16": True,
+            "num_layers_at_start_in_bf16": options.fp8_bf16_layers,
+            "num_layers_at_end_in_bf16": options.fp8_bf16_layers,
+        }
+    return arguments

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,26 +15,36 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.transformer.module import Float16Module
 
+from dasd_megatron.recipe.schema import Memory, Parallel
 from dasd_megatron.training import reference_adam
 from dasd_megatron.training.platform import optimizer_checks
 
 
-def wrap_model(model: GPTModel) -> DistributedDataParallel:
-    """The model with gradient buffers, reduced over data-parallel ranks in fp32."""
-    config = model.config
-    wrapped = Float16Module(config, model) if config.bf16 else model
-    ddp = DistributedDataParallel(
-        config,
-        DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True),
-        wrapped,
-    )
+def wrap_model(chunks: Sequence[GPTModel], distributed: bool) -> list[DistributedDataParallel]:
+    """The model chunks with gradient buffers, reduced over data-parallel ranks in fp32.
+
+    `distributed`: for the distributed optimizer, which needs each rank's share of the gradients only.
+    """
+    config = chunks[0].config
+    settings = DistributedDataParallelConfig(use_distributed_optimizer=distributed, grad_reduce_in_fp32=True)
     config.finalize_model_grads_func = finalize_model_grads
-    return ddp
+    return [
+        DistributedDataParallel(
+            config,
+            settings,
+            Float16Module(config, chunk) if config.bf16 else chunk,
+            disable_bucketing=number > 0,  # as Megatron does: only the first chunk's reduction could overlap
+        )
+        for number, chunk in enumerate(chunks)
+    ]
 
 
-def build_optimizer(model: DistributedDataParallel, training: Mapping[str, Any]) -> MegatronOptimizer:
-    """AdamW with fp32 master weights and state, sharded over data-parallel ranks."""
-    if not torch.cuda.is_available():
+def build_optimizer(
+    chunks: Sequence[DistributedDataParallel], training: Mapping[str, Any], parallel: Parallel, memory: Memory
+) -> MegatronOptimizer:
+    """AdamW with fp32 master weights and state, sharded over data-parallel ranks if `parallel` says so."""
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu:
         reference_adam.install()
     bf16 = training["precision"] == "bf16"
     config = OptimizerConfig(
@@ -48,11 +58,15 @@ def build_optimizer(model: DistributedDataParallel, training: Mapping[str, Any])
         clip_grad=training["clip_grad"],
         bf16=bf16,
         params_dtype=torch.bfloat16 if bf16 else torch.float32,
-        use_distributed_optimizer=True,
+        use_distributed_optimizer=parallel.distributed_optimizer,
+        # On a CPU the state is in host memory anyway.
+        optimizer_cpu_offload=on_gpu and memory.offload_optimizer > 0,
+        optimizer_offload_fraction=memory.offload_optimizer,
+        use_precision_aware_optimizer=on_gpu and memory.offload_optimizer > 0,
     )
     with optimizer_checks():
-        optimizer = get_megatron_optimizer(config, [model])
-    model.config.grad_scale_func = optimizer.scale_loss
+        optimizer = get_megatron_optimizer(config, list(chunks))
+    chunks[0].config.grad_scale_func = optimizer.scale_loss
     return optimizer
 
 

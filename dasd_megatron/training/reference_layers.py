@@ -9,9 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.backends import LocalSpecProvider
 from megatron.core.models.gpt.gpt_layer_specs import get_mlp_module_spec_for_backend
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
@@ -21,13 +23,18 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
-from dasd_megatron.training.packed import PackedDocuments
+from dasd_megatron.training.moe import use_pack_router
+from dasd_megatron.training.packed import QUERY_BLOCK, DocumentGroup, PackedDocuments
 
-# Transformer Engine fuses a norm with the projection behind it; checkpoints carry its names, so that they move between the two.
-CHECKPOINT_KEYS = {
-    "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
-    "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
-}
+# Transformer Engine fuses a norm with the projection behind it; checkpoints carry its names, so that they move between the
+# two. The norm before a mixture of experts is no part of a projection in either.
+ATTENTION_KEYS = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}
+MLP_KEYS = {"pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"}
+
+
+def checkpoint_keys(config: TransformerConfig) -> dict[str, str]:
+    """Parts of parameter names in these layers, and what they are in checkpoints."""
+    return ATTENTION_KEYS if config.num_moe_experts else ATTENTION_KEYS | MLP_KEYS
 
 
 class ReferenceRMSNorm(torch.nn.RMSNorm):
@@ -42,7 +49,8 @@ class ReferenceAttention(MegatronModule):  # type: ignore[misc]
     """Causal attention within each document of a pack (in place of TEDotProductAttention, format `thd`).
 
     Documents of similar length are attended to together, right-padded: under a causal mask padding behind a document
-    changes none of its tokens. Time and memory grow with the sum of squared document lengths.
+    changes none of its tokens. With context parallelism keys and values are gathered, and each block of queries sees its
+    document's keys. Time grows with the sum of squared document lengths, memory with the tokens.
     """
 
     def __init__(
@@ -71,16 +79,62 @@ class ReferenceAttention(MegatronModule):  # type: ignore[misc]
     ) -> torch.Tensor:
         """query [tokens, heads, head_dim], key and value [tokens, groups, head_dim] -> [tokens, heads * head_dim]."""
         assert packed_seq_params is not None, "the trainer packs every batch"
-        outputs, places = [], []
-        for group in packed_seq_params.groups:
-            q, k, v = (tensor[group.gather].transpose(1, 2) for tensor in (query, key, value))
-            attended = torch.nn.functional.scaled_dot_product_attention(
-                q, k, v, is_causal=True, scale=self.softmax_scale, enable_gqa=q.shape[1] != k.shape[1]
-            )
-            outputs.append(attended.transpose(1, 2)[group.valid])
-            places.append(group.gather[group.valid])
-        inverse = torch.cat(places).argsort()
-        return torch.cat(outputs)[inverse].flatten(1)
+        assert packed_seq_params.output_order is not None
+        if packed_seq_params.pack_order is not None:
+            key, value = _gather_pack(key, value, packed_seq_params.pack_order)
+        outputs = [self._attend(query, key, value, group) for group in packed_seq_params.groups]
+        return torch.cat(outputs).index_select(0, packed_seq_params.output_order).flatten(1)
+
+    def _attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, group: DocumentGroup
+    ) -> torch.Tensor:
+        """Outputs of the group's real queries, [queries, heads, head_dim]."""
+        length = group.queries.shape[1]
+        q = _take(query, group.queries)
+        k, v = _take(key, group.keys), _take(value, group.keys)
+        earlier = k.shape[2] - length  # keys before the first query
+        attended = torch.nn.functional.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=_causal_mask(length, earlier, q.dtype) if earlier else None,
+            is_causal=not earlier,
+            scale=self.softmax_scale,
+            enable_gqa=q.shape[1] != k.shape[1],
+        ).transpose(1, 2)
+        return attended.flatten(0, 1) if group.valid is None else attended[group.valid]
+
+
+def _gather_pack(key: torch.Tensor, value: torch.Tensor, pack_order: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values of all context-parallel ranks, in the pack's order; gradients go back to their ranks."""
+    gathered = gather_from_sequence_parallel_region(
+        torch.cat([key, value], 1),
+        tensor_parallel_output_grad=True,
+        group=parallel_state.get_context_parallel_group(),
+    )
+    ordered: torch.Tensor = gathered.index_select(0, pack_order)
+    return ordered[:, : key.shape[1]], ordered[:, key.shape[1] :]
+
+
+def _take(tensor: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """[tokens, heads, head_dim] at int64 [documents, length] -> [documents, heads, length, head_dim]."""
+    return tensor.index_select(0, tokens.flatten()).view(*tokens.shape, *tensor.shape[1:]).transpose(1, 2)
+
+
+_mask = torch.empty(0, 0)
+
+
+def _causal_mask(queries: int, earlier: int, dtype: torch.dtype) -> torch.Tensor:
+    """Additive mask [queries, earlier + queries] for queries that begin `earlier` keys into their document.
+
+    All masks are views of one: autograd keeps each call's mask, and copies would add up to the square of the length.
+    """
+    global _mask
+    width = _mask.shape[1] - _mask.shape[0]
+    if queries > _mask.shape[0] or earlier > width or dtype is not _mask.dtype:
+        rows, width = max(queries, QUERY_BLOCK), max(earlier, width)
+        _mask = torch.full((rows, width + rows), float("-inf"), dtype=dtype).triu_(width + 1)
+    return _mask[:queries, width - earlier : width + queries]
 
 
 class ReferenceSpecProvider(LocalSpecProvider):  # type: ignore[misc]
@@ -95,8 +149,8 @@ class ReferenceSpecProvider(LocalSpecProvider):  # type: ignore[misc]
         return ReferenceAttention
 
 
-def reference_block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
-    """The layers of this pipeline stage."""
+def reference_block_spec(config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules:
+    """The layers of this pipeline stage's model chunk."""
     backend = ReferenceSpecProvider()
     qk_norm = ReferenceRMSNorm if config.qk_layernorm else IdentityOp
     attention = SelfAttentionSubmodules(
@@ -106,6 +160,7 @@ def reference_block_spec(config: TransformerConfig) -> TransformerBlockSubmodule
         q_layernorm=qk_norm,
         k_layernorm=qk_norm,
     )
+    mlp = get_mlp_module_spec_for_backend(backend=backend, num_experts=config.num_moe_experts)
     layer = TransformerLayerSubmodules(
         input_layernorm=ReferenceRMSNorm,
         self_attention=ModuleSpec(
@@ -113,9 +168,10 @@ def reference_block_spec(config: TransformerConfig) -> TransformerBlockSubmodule
         ),
         self_attn_bda=get_bias_dropout_add,
         pre_mlp_layernorm=ReferenceRMSNorm,
-        mlp=get_mlp_module_spec_for_backend(backend=backend),
+        mlp=use_pack_router(mlp) if config.num_moe_experts else mlp,
         mlp_bda=get_bias_dropout_add,
-        sharded_state_dict_keys_map=CHECKPOINT_KEYS,
+        sharded_state_dict_keys_map=checkpoint_keys(config),
     )
     spec = ModuleSpec(module=TransformerLayer, submodules=layer)
-    return TransformerBlockSubmodules(layer_specs=[spec] * get_num_layers_to_build(config), layer_norm=ReferenceRMSNorm)
+    layers = get_num_layers_to_build(config, vp_stage=vp_stage)
+    return TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=ReferenceRMSNorm)

@@ -16,7 +16,8 @@ import torch.distributed as dist
 
 from dasd_megatron.errors import UserError
 from dasd_megatron.progress import Progress
-from dasd_megatron.recipe.schema import Parallel
+from dasd_megatron.recipe.layout import check_layout
+from dasd_megatron.recipe.schema import Memory, Parallel, Training
 from dasd_megatron.step import StepContext
 from dasd_megatron.training import platform
 
@@ -27,11 +28,13 @@ from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E
 
 from conversion.hf_model import HFModel  # noqa: E402
 from dasd_megatron.training import checkpoint  # noqa: E402
-from dasd_megatron.training.data import MicroBatch, Packs  # noqa: E402
+from dasd_megatron.training.data import MicroBatch, Packs, make_micro_batches  # noqa: E402
 from dasd_megatron.training.distributed import process_groups  # noqa: E402
-from dasd_megatron.training.loss import token_loss_sum  # noqa: E402
-from dasd_megatron.training.model import build_model  # noqa: E402
+from dasd_megatron.training.loss import loss_sum  # noqa: E402
+from dasd_megatron.training.model import ModelOptions, build_model, padding_mask, unwrap  # noqa: E402
 from dasd_megatron.training.optimizer import build_optimizer, set_rates, wrap_model  # noqa: E402
+from dasd_megatron.training.padding import alignment  # noqa: E402
+from dasd_megatron.training.precision import check_precision  # noqa: E402
 from dasd_megatron.training.schedule import learning_rate, total_steps  # noqa: E402
 
 # Inside a training artifact: weights of the finished stage, and one JSON line a step.
@@ -41,27 +44,31 @@ STEPS = "steps.jsonl"
 
 def run(context: StepContext) -> dict[str, Any]:
     """Trains the stage, going on from the newest checkpoint of a killed run."""
-    parallel = Parallel(**context.execution["parallel"])
+    parallel, training = Parallel(**context.execution["parallel"]), Training(**context.config["training"])
+    hf = HFModel(context.inputs["model"])
+    check_layout(hf.config, hf.folder, parallel, training)
+    check_precision(training)
     with process_groups(parallel, context.config["seed"]):
-        return Trainer(context, parallel).run()
+        return Trainer(context, hf, parallel).run()
 
 
 class Trainer:
     """One rank's part of a stage."""
 
-    def __init__(self, context: StepContext, parallel: Parallel) -> None:
+    def __init__(self, context: StepContext, hf: HFModel, parallel: Parallel) -> None:
         self.training = context.config["training"]
         self.execution = context.execution
         self.folder = context.output.path
         self.name = context.name
         self.packs = Packs(context.artifact("packs"), context.config["seed"], context.config["isolate_documents"])
         self.steps = total_steps(len(self.packs), self.training)
-        self.hf = HFModel(context.inputs["model"])
-        dtype = torch.bfloat16 if self.training["precision"] == "bf16" else torch.float32
-        self.model = build_model(self.hf, parallel, dtype, self.packs.context_length)
+        self.hf, self.parallel = hf, parallel
+        self.align = alignment(parallel, self.training["fp8"])
+        memory = Memory(**self.execution["memory"])
+        self.model = build_model(hf, parallel, ModelOptions.of(self.training, memory), self.packs.context_length)
         checkpoint.load_weights(self.model, context.inputs["start"] / CHECKPOINT)
-        self.ddp = wrap_model(self.model)
-        self.optimizer = build_optimizer(self.ddp, self.training)
+        self.ddp = wrap_model(self.model, parallel.distributed_optimizer)
+        self.optimizer = build_optimizer(self.ddp, self.training, parallel, memory)
         self.forward_backward = get_forward_backward_func()
 
     def run(self) -> dict[str, Any]:
@@ -100,14 +107,21 @@ class Trainer:
         own = samples[parallel_state.get_data_parallel_rank() :: ranks]
         rate = learning_rate(step, self.steps, self.training)
         set_rates(self.optimizer, rate, self.training["weight_decay"])
-        self.ddp.zero_grad_buffer()
+        for chunk in self.ddp:
+            chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
+        batches = make_micro_batches(
+            [self.packs.pack(sample) for sample in own],
+            self.align,
+            self.parallel.context,
+            parallel_state.get_context_parallel_rank(),
+        )
         outputs = self.forward_backward(
             forward_step_func=self._forward,
-            data_iterator=self.packs.micro_batches(own),
+            data_iterator=[iter(batches) for _ in self.ddp],
             model=self.ddp,
-            num_microbatches=len(own),
-            seq_length=self.packs.context_length,
+            num_microbatches=len(batches),
+            seq_length=batches[0].input_ids.shape[1] * self.parallel.context,
             micro_batch_size=1,
             forward_only=False,
         )
@@ -118,7 +132,7 @@ class Trainer:
             updated, grad_norm, _ = self.optimizer.step()
         if not updated or not math.isfinite(grad_norm):
             raise UserError(self._not_finite("gradient norm", grad_norm, step, samples))
-        tokens = sum(self.packs.tokens(sample) for sample in samples)
+        tokens = sum(sum(self.packs.document_lengths(sample)) for sample in samples)
         return {
             "step": step + 1,
             "loss": loss,
@@ -128,16 +142,38 @@ class Trainer:
             "tokens_per_second": round(tokens / (time.monotonic() - start), 1),
         }
 
-    def _forward(self, batches: Iterator[MicroBatch], model: Any) -> tuple[torch.Tensor, Any]:
-        """Megatron's forward step: output of this pipeline stage, and the loss function for the last one."""
-        batch = next(batches).to(next(self.model.parameters()).device)
-        output = model(
+    def _forward(self, batches: Iterator[MicroBatch], chunk: Any) -> tuple[torch.Tensor, Any]:
+        """Megatron's forward step: the chunk's output (of the last one, the summed loss), and what makes it a loss."""
+        batch = next(batches).to(next(chunk.parameters()).device)
+        model = unwrap(chunk)
+        output = chunk(
             batch.input_ids,
             batch.position_ids,
             attention_mask=None,
             packed_seq_params=batch.documents,
+            output_processor=partial(self._loss, batch),
+            padding_mask=padding_mask(batch, model) if self.hf.shape.experts else None,
         )
-        return output, partial(token_loss_sum, batch.labels, batch.loss_mask, self.hf.shape.vocabulary)
+        return output, partial(self._per_token_loss, batch)
+
+    def _loss(self, batch: MicroBatch, hidden_states: torch.Tensor, **helpers: Any) -> torch.Tensor:
+        """Output of the last chunk, from its hidden states (Megatron's `output_processor`)."""
+        weight = helpers["output_weight"]  # of tied embeddings
+        return loss_sum(
+            hidden_states,
+            helpers["output_layer"].weight if weight is None else weight,
+            batch.labels,
+            batch.loss_mask,
+            self.hf.shape.vocabulary,
+            self.parallel.splits_sequence,
+        )
+
+    def _per_token_loss(
+        self, batch: MicroBatch, loss: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        """What Megatron's schedules take under `calculate_per_token_loss`: summed loss, number of targets, what to log."""
+        targets = batch.loss_mask.sum()
+        return loss, targets.to(torch.int), {"loss": loss.detach(), "targets": targets}
 
     def _mean_loss(self, outputs: list[dict[str, torch.Tensor]]) -> float:
         """Token mean over the global batch, the same on every rank."""

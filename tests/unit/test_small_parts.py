@@ -14,17 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conversion.hf_model import HFModel
-from conversion.mapping import QKV, GateUp, Shape
+from conversion.mapping import QKV, GateUp
 from dasd_megatron.errors import UserError
 from dasd_megatron.evaluation.evaluate import mean_and_error
 from dasd_megatron.evaluation.graders import final_answer, grade
 from dasd_megatron.recipe.schema import Training
+from dasd_megatron.recipe.shape import Shape
 from dasd_megatron.sampling.engine import sample_seed
 from dasd_megatron.training import platform
 
 platform.prepare()
 
-from dasd_megatron.training.data import make_micro_batch  # noqa: E402
 from dasd_megatron.training.schedule import learning_rate, total_steps  # noqa: E402
 from tests.conftest import ROOT, TOY  # noqa: E402
 
@@ -98,31 +98,8 @@ def test_seeds_differ_and_repeat() -> None:
     assert sample_seed(1, "a", 0) == sample_seed(1, "a", 0)
 
 
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(0, 7))
-def test_micro_batch_predicts_within_documents_only(lengths: list[int], room: int) -> None:
-    total = sum(lengths)
-    ids = np.arange(1, total + 1, dtype=np.int32)
-    batch = make_micro_batch(ids, np.ones(total, np.bool_), np.array(lengths, np.int32), total + room)
-    ends = set(np.cumsum(lengths) - 1)
-    for place in range(total + room):
-        trained = place < total and place not in ends
-        assert bool(batch.loss_mask[0, place]) == trained
-        if trained:
-            assert batch.labels[0, place] == batch.input_ids[0, place + 1]
-    expected = [position for length in [*lengths, room] for position in range(length)]
-    assert batch.position_ids[0].tolist() == expected
-    assert batch.documents.cu_seqlens_q.tolist() == [0, *np.cumsum([*lengths, *([room] if room else [])])]
-
-
-def test_padding_that_equals_the_end_of_turn_is_still_learned() -> None:
-    """Masks go by position: a document that ends in the pad id is trained to end so."""
-    batch = make_micro_batch(np.array([5, 0], np.int32), np.array([False, True]), np.array([2], np.int32), 4)
-    assert batch.loss_mask[0].tolist() == [1, 0, 0, 0]
-    assert batch.labels[0, 0] == 0
-
-
 shapes = st.builds(
-    lambda groups, per_group, head_dim: Shape(1, 8, groups * per_group, groups, head_dim, 10, False),
+    lambda groups, per_group, head_dim: Shape(1, 8, groups * per_group, groups, head_dim, 16, 10),
     st.integers(1, 4),
     st.integers(1, 4),
     st.integers(1, 5),
@@ -161,13 +138,16 @@ def copy_model(folder: Path, **changes: object) -> Path:
         ({"architectures": ["MambaForCausalLM"]}, "the architecture MambaForCausalLM isn't supported"),
         ({"attention_bias": True}, "attention_bias=True isn't supported"),
         ({"logit_softcap": 30}, "the field 'logit_softcap' isn't known"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4}}, "rope_parameters="),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 4}}, "rope_type='dynamic' isn't supported"),
+        ({"rope_parameters": {"rope_type": "yarn", "short_factor": [1]}}, "rope_type='yarn' with short_factor"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "Missing required keys in `rope_parameters`"),
+        ({"partial_rotary_factor": 0.5}, "the field 'partial_rotary_factor' isn't known"),
     ],
 )
 def test_models_that_are_not_understood(tmp_path: Path, changes: dict[str, object], message: str) -> None:
     folder = copy_model(tmp_path / "m", **changes)
     with pytest.raises(UserError) as caught:
-        _ = HFModel(folder).rope_theta
+        _ = HFModel(folder).rope
     assert message in str(caught.value)
 
 

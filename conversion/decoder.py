@@ -1,0 +1,80 @@
+"""What the families share: fields of config.json, and tensors, of a decoder with RMSNorm, rotary embedding and gated MLP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from conversion.mapping import QKV, Entry, GateUp, Plain
+
+LAYER = "model.layers.{layer}."
+MEGATRON_LAYER = "decoder.layers.{layer}."
+ATTENTION = LAYER + "self_attn."
+MEGATRON_ATTENTION = MEGATRON_LAYER + "self_attention."
+
+USED = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_parameters",
+    "rope_scaling",
+    "tie_word_embeddings",
+    "max_position_embeddings",
+)
+FIXED: Mapping[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu",),
+    "attention_bias": (False,),
+    "attention_dropout": (0, 0.0),
+    "use_sliding_window": (False,),
+    "layer_types": ("full_attention",),
+    "quantization_config": (None,),
+}
+IGNORED = (
+    "architectures",
+    "model_type",
+    "torch_dtype",
+    "dtype",
+    "transformers_version",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "use_cache",
+    "initializer_range",
+    "attn_implementation",
+    "_name_or_path",
+    # Act only where use_sliding_window is true, which is refused.
+    "sliding_window",
+    "max_window_layers",
+)
+
+EMBEDDING = Plain("embedding.word_embeddings.weight", "model.embed_tokens.weight")
+HEAD: tuple[Entry, ...] = (
+    Plain("decoder.final_layernorm.weight", "model.norm.weight"),
+    Plain("output_layer.weight", "lm_head.weight", untied_only=True),
+)
+# Transformer Engine fuses a norm with the projection behind it; the fused names are the ones in checkpoints.
+ATTENTION_TENSORS: tuple[Entry, ...] = (
+    Plain(MEGATRON_ATTENTION + "linear_qkv.layer_norm_weight", LAYER + "input_layernorm.weight"),
+    QKV(
+        MEGATRON_ATTENTION + "linear_qkv.weight",
+        ATTENTION + "q_proj.weight",
+        ATTENTION + "k_proj.weight",
+        ATTENTION + "v_proj.weight",
+    ),
+    Plain(MEGATRON_ATTENTION + "linear_proj.weight", ATTENTION + "o_proj.weight"),
+)
+QK_NORMS: tuple[Entry, ...] = (
+    Plain(MEGATRON_ATTENTION + "q_layernorm.weight", ATTENTION + "q_norm.weight"),
+    Plain(MEGATRON_ATTENTION + "k_layernorm.weight", ATTENTION + "k_norm.weight"),
+)
+MLP_TENSORS: tuple[Entry, ...] = (
+    Plain(MEGATRON_LAYER + "mlp.linear_fc1.layer_norm_weight", LAYER + "post_attention_layernorm.weight"),
+    GateUp(MEGATRON_LAYER + "mlp.linear_fc1.weight", LAYER + "mlp.gate_proj.weight", LAYER + "mlp.up_proj.weight"),
+    Plain(MEGATRON_LAYER + "mlp.linear_fc2.weight", LAYER + "mlp.down_proj.weight"),
+)

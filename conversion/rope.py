@@ -1,0 +1,69 @@
+"""Rotary embedding of a Hugging Face config: its frequencies, plain or scaled for long contexts (YaRN, Llama 3, linear)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dasd_megatron.errors import UserError
+
+COMMON = {"rope_type", "type", "rope_theta"}
+# Kinds whose frequencies don't depend on the length of the input, and the fields that each reads.
+FIELDS = {
+    "default": set(),
+    "linear": {"factor"},
+    "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
+    "yarn": {
+        "factor",
+        "attention_factor",
+        "beta_fast",
+        "beta_slow",
+        "mscale",
+        "mscale_all_dim",
+        "original_max_position_embeddings",
+        "truncate",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Rope:
+    """What the model needs of it.
+
+    Attributes:
+        inverse_frequencies: float32 [head_dim / 2].
+        attention_factor: factor on the sine and cosine of queries and keys; attention scores are scaled by its square.
+    """
+
+    inverse_frequencies: torch.Tensor
+    attention_factor: float
+
+
+def rope(config: Mapping[str, Any], head_dim: int, place: str) -> Rope:
+    """The rotary embedding, computed by transformers. Raises UserError for a kind that isn't supported."""
+    settings = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    kind = settings.get("rope_type") or settings.get("type") or "default"
+    base = settings.get("rope_theta", config.get("rope_theta", 10_000.0))
+    if kind not in FIELDS:
+        raise UserError(f"{place}: rope_type={kind!r} isn't supported; supported: {', '.join(FIELDS)}")
+    unknown = set(settings) - COMMON - FIELDS[kind]
+    if unknown:
+        raise UserError(f"{place}: rope_type={kind!r} with {', '.join(sorted(unknown))} isn't supported")
+    if kind == "default":
+        return Rope(1.0 / base ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim), 1.0)
+    from transformers import PreTrainedConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    length = config.get("max_position_embeddings")
+    # Where YaRN says nothing of the original length, it is the model's own (transformers fills it in the same way).
+    parameters = {"original_max_position_embeddings": length, **settings, "rope_type": kind, "rope_theta": base}
+    try:
+        hf = PreTrainedConfig(rope_parameters=parameters, head_dim=head_dim, max_position_embeddings=length)
+        hf.hidden_size, hf.num_attention_heads = head_dim, 1
+        frequencies, factor = ROPE_INIT_FUNCTIONS[kind](hf, torch.device("cpu"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{place}: rope_type={kind!r}: {error.args[0] if error.args else error!r}") from None
+    return Rope(frequencies.float(), float(factor))

@@ -1,0 +1,110 @@
+"""Which parallel layouts a model can be trained in. No torch: a recipe is checked before anything starts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from dasd_megatron.errors import UserError
+from dasd_megatron.recipe.schema import Parallel, Training
+from dasd_megatron.recipe.shape import Shape
+
+# What all dimensions of a matrix product in FP8 must divide by, after the split over ranks: scales are shared by so many.
+FP8_MULTIPLE = {"delayed": 16, "tensorwise": 16, "blockwise": 128, "mxfp8": 32}
+# Layouts that a refusal names.
+SUGGESTIONS = 3
+
+
+def check_layout(config: Mapping[str, Any], folder: Path, parallel: Parallel, training: Training) -> None:
+    """Raises UserError when the model, batch or precision can't be split as `parallel` says; names layouts that can."""
+    model = Shape.of(config, folder)
+    problem = next(_problems(model, parallel, training), None)
+    if problem is None:
+        return
+    nearest = nearest_layouts(model, parallel, training)
+    advice = (
+        "layouts that work: " + " | ".join(str(layout) for layout in nearest) if nearest else "no layout would work"
+    )
+    raise UserError(f"parallel: {problem} ({folder}); {advice}")
+
+
+def nearest_layouts(model: Shape, parallel: Parallel, training: Training) -> list[Parallel]:
+    """Possible layouts nearest to `parallel`: of as many ranks if there are any, and with the fewest sizes changed."""
+    ranks = parallel.world_size
+    names = ("tensor", "pipeline", "context", "data", "virtual_pipeline", "expert")
+    asked = [getattr(parallel, name) for name in names]
+    tensor, pipeline, context, data, virtual, expert = (sorted({*_sizes_up_to(ranks), size}) for size in asked)
+    virtual = [size for size in virtual if size <= 4 or size == parallel.virtual_pipeline]
+    expert = expert if model.experts else [1]
+    candidates = []
+    for split in product(tensor, pipeline, context, data):
+        if math.prod(split) > ranks:
+            continue
+        for sizes in ((*split, *rest) for rest in product(virtual, expert)):
+            layout = parallel.model_copy(update={**dict(zip(names, sizes, strict=True)), "sequence": True})
+            if not any(_problems(model, layout, training)):
+                distance = sum(abs(math.log2(new / old)) for new, old in zip(sizes, asked, strict=True))
+                candidates.append((ranks - math.prod(split), distance, sizes, layout))
+    return [layout for *_, layout in sorted(candidates, key=lambda item: item[:3])[:SUGGESTIONS]]
+
+
+def _sizes_up_to(ranks: int) -> set[int]:
+    """Sizes worth a try: powers of two, and what divides the ranks."""
+    return {n for n in range(1, ranks + 1) if ranks % n == 0 or n & (n - 1) == 0}
+
+
+def _problems(model: Shape, parallel: Parallel, training: Training) -> Iterator[str]:
+    """What is wrong with a layout, one sentence each."""
+    tensor, stages = parallel.tensor, parallel.pipeline * parallel.virtual_pipeline
+    for name, number in (
+        ("attention heads", model.heads),
+        ("key-value heads", model.query_groups),
+        ("columns of the feed-forward layer", 0 if model.experts else model.feed_forward),
+    ):
+        if number % tensor:
+            yield f"tensor={tensor} doesn't divide the {number} {name}"
+    if model.layers % stages:
+        chunks = f" x virtual_pipeline={parallel.virtual_pipeline}" if parallel.virtual_pipeline > 1 else ""
+        yield f"pipeline={parallel.pipeline}{chunks} doesn't divide the {model.layers} layers"
+    if parallel.virtual_pipeline > 1 and parallel.pipeline == 1:
+        yield f"virtual_pipeline={parallel.virtual_pipeline} needs pipeline of 2 or more"
+    batch = training.global_batch
+    if batch % parallel.data:
+        yield f"data={parallel.data} doesn't divide training.global_batch={batch}"
+    elif parallel.virtual_pipeline > 1 and (batch // parallel.data) % parallel.pipeline:
+        yield (
+            f"virtual_pipeline={parallel.virtual_pipeline} needs the {batch // parallel.data} micro-batches of a data rank "
+            f"(training.global_batch={batch} / data={parallel.data}) to divide by pipeline={parallel.pipeline}"
+        )
+    yield from _expert_problems(model, parallel)
+    if training.fp8 is not None:
+        yield from _fp8_problems(model, parallel, training.fp8)
+
+
+def _expert_problems(model: Shape, parallel: Parallel) -> Iterator[str]:
+    if not model.experts:
+        if parallel.expert > 1:
+            yield f"expert={parallel.expert} needs a mixture of experts, and this model has none"
+        return
+    if model.experts % parallel.expert:
+        yield f"expert={parallel.expert} doesn't divide the {model.experts} experts"
+    ranks = parallel.tensor * parallel.context * parallel.data
+    if ranks % parallel.expert:
+        yield f"expert={parallel.expert} doesn't divide the {ranks} ranks of a pipeline stage (tensor x context x data)"
+    if parallel.tensor > 1 and not parallel.sequence:
+        yield f"tensor={parallel.tensor} with a mixture of experts needs sequence: true"
+
+
+def _fp8_problems(model: Shape, parallel: Parallel, fp8: str) -> Iterator[str]:
+    multiple = FP8_MULTIPLE[fp8]
+    for name, number, split in (
+        ("hidden size", model.hidden, 1),
+        ("feed-forward size", model.feed_forward, 1 if model.experts else parallel.tensor),
+        ("attention width", model.query_columns, parallel.tensor),
+    ):
+        if number % (multiple * split):
+            each = f" / tensor={split}" if split > 1 else ""
+            yield f"training.fp8={fp8} needs the {name} {number}{each} to divide by {multiple}"

@@ -1,0 +1,72 @@
+"""The sizes of a model, from its Hugging Face config; no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dasd_megatron.recipe.preflight import size
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a decoder.
+
+    Attributes:
+        feed_forward: inner size of the MLP, or of each expert.
+        experts, chosen_experts: of each layer, and of each token; 0 and 0 in a dense model.
+        tied: whether the head is the embedding.
+        qk_norm, qkv_bias: whether attention has norms of queries and keys, or biases.
+    """
+
+    layers: int
+    hidden: int
+    heads: int
+    query_groups: int
+    head_dim: int
+    feed_forward: int
+    vocabulary: int
+    experts: int = 0
+    chosen_experts: int = 0
+    tied: bool = False
+    qk_norm: bool = False
+    qkv_bias: bool = False
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], folder: Path) -> Shape:
+        """From config.json. Raises UserError where a size is missing or no number."""
+
+        def number(name: str) -> int:
+            return size(config, folder, name)
+
+        # transformers 5 writes the number of experts under another name than before.
+        experts = next((number(name) for name in ("num_experts", "num_local_experts") if name in config), 0)
+        architecture = (config.get("architectures") or [""])[0]
+        return cls(
+            layers=number("num_hidden_layers"),
+            hidden=number("hidden_size"),
+            heads=number("num_attention_heads"),
+            query_groups=number("num_key_value_heads"),
+            head_dim=number("head_dim")
+            if config.get("head_dim")
+            else number("hidden_size") // number("num_attention_heads"),
+            feed_forward=number("moe_intermediate_size" if experts else "intermediate_size"),
+            vocabulary=number("vocab_size"),
+            experts=experts,
+            chosen_experts=number("num_experts_per_tok") if experts else 0,
+            tied=bool(config.get("tie_word_embeddings", False)),
+            qk_norm=architecture.startswith("Qwen3"),
+            qkv_bias=architecture.startswith("Qwen2"),
+        )
+
+    @property
+    def query_columns(self) -> int:
+        """Width of all queries, and of what attention puts out."""
+        return self.heads * self.head_dim
+
+    @property
+    def qkv_columns(self) -> int:
+        """Width of queries, keys and values together."""
+        return (self.heads + 2 * self.query_groups) * self.head_dim

@@ -171,12 +171,18 @@ class Training(Section):
     clip_grad: float = Field(1.0, gt=0)
     precision: Literal["fp32", "bf16"] = "bf16"
     save_every: Positive = 100  # steps
+    # The newest so many are kept while a stage runs; those at multiples of keep_every steps stay, also after its end.
     keep_checkpoints: Positive = 2
+    keep_every: Positive | None = None
+    # Checkpoints are written while training goes on; it costs host memory for one copy of the state.
+    async_save: bool = True
 
     @model_validator(mode="after")
     def _schedule(self) -> Training:
         if self.min_learning_rate > self.learning_rate:
             raise ValueError("min_learning_rate is above learning_rate")
+        if self.keep_every is not None and self.keep_every % self.save_every:
+            raise ValueError(f"keep_every={self.keep_every} is no multiple of save_every={self.save_every}")
         return self
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
+import signal
+import sys
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -14,11 +15,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from dasd_megatron.errors import UserError
+from dasd_megatron.errors import Stopped, UserError
 from dasd_megatron.progress import Progress
 from dasd_megatron.recipe.schema import Parallel
 from dasd_megatron.step import StepContext
 from dasd_megatron.training import platform
+from dasd_megatron.training.stop import StopRequest, stop_requests
 
 platform.prepare()
 
@@ -28,7 +30,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E
 from conversion.hf_model import HFModel  # noqa: E402
 from dasd_megatron.training import checkpoint  # noqa: E402
 from dasd_megatron.training.data import MicroBatch, Packs  # noqa: E402
-from dasd_megatron.training.distributed import process_groups  # noqa: E402
+from dasd_megatron.training.distributed import largest, process_groups  # noqa: E402
 from dasd_megatron.training.loss import token_loss_sum  # noqa: E402
 from dasd_megatron.training.model import build_model  # noqa: E402
 from dasd_megatron.training.optimizer import build_optimizer, set_rates, wrap_model  # noqa: E402
@@ -42,8 +44,8 @@ STEPS = "steps.jsonl"
 def run(context: StepContext) -> dict[str, Any]:
     """Trains the stage, going on from the newest checkpoint of a killed run."""
     parallel = Parallel(**context.execution["parallel"])
-    with process_groups(parallel, context.config["seed"]):
-        return Trainer(context, parallel).run()
+    with stop_requests() as stop, process_groups(parallel, context.config["seed"]):
+        return Trainer(context, parallel).run(stop)
 
 
 class Trainer:
@@ -64,33 +66,60 @@ class Trainer:
         self.optimizer = build_optimizer(self.ddp, self.training)
         self.forward_backward = get_forward_backward_func()
 
-    def run(self) -> dict[str, Any]:
-        """All steps that are left, then the final weights. Returns facts for the manifest."""
-        if (self.folder / CHECKPOINT).is_dir():  # killed between the last save and COMPLETE
-            done = self.steps
-        else:
-            done = checkpoint.load_latest_step(self.model, self.optimizer, self.folder)
+    def run(self, stop: StopRequest) -> dict[str, Any]:
+        """All steps that are left, then the final weights. Returns facts for the manifest.
+
+        Raises Stopped once a signal has come and the step it came in is saved.
+        """
+        checkpoints = checkpoint.StepCheckpoints(self.model, self.optimizer, self.folder, self.execution)
+        # Killed between the last save and COMPLETE, a stage has its weights.
+        done = self.steps if (self.folder / CHECKPOINT).is_dir() else checkpoints.load_latest()
         log = StepLog(self.folder / STEPS, done)
-        with Progress(self.name, self.steps, "steps", done) as progress:
-            for step in range(done, self.steps):
-                line = self.train_step(step)
-                log.append(line)
-                if dist.get_rank() == 0:
-                    progress.update(step + 1, f"loss {line['loss']:.4f} grad_norm {line['grad_norm']:.3f}")
-                if (step + 1) % self.execution["save_every"] == 0 and step + 1 < self.steps:
-                    checkpoint.save_step(
-                        self.model, self.optimizer, self.folder, step + 1, self.execution["keep_checkpoints"]
-                    )
+        stopped = self._train(done, log, checkpoints, stop)
+        if stopped is not None:
+            if dist.get_rank() == 0:
+                print(stopped, file=sys.stderr, flush=True)
+            dist.barrier()  # torchrun ends the others when the first rank exits
+            raise stopped
         if not (self.folder / CHECKPOINT).is_dir():
             checkpoint.save_weights(self.model, self.folder / CHECKPOINT)
-        if dist.get_rank() == 0:
-            for folder in checkpoint.step_folders(self.folder):
-                shutil.rmtree(folder)
+        checkpoints.end()
         lines = log.read()
         return {
             "counts": {"steps": self.steps, "packs": len(self.packs), "tokens": sum(line["tokens"] for line in lines)},
             "final_loss": lines[-1]["loss"] if lines else None,
         }
+
+    def _train(
+        self, done: int, log: StepLog, checkpoints: checkpoint.StepCheckpoints, stop: StopRequest
+    ) -> Stopped | None:
+        """The steps after `done`, with their checkpoints; what to raise if a signal asked to stop before the last one."""
+        with Progress(self.name, self.steps, "steps", done) as progress:
+            for step in range(done + 1, self.steps + 1):
+                try:
+                    line = self.train_step(step - 1)
+                except UserError:  # raised on every rank
+                    checkpoints.wait()
+                    raise
+                log.append(line)
+                if dist.get_rank() == 0:
+                    progress.update(step, f"loss {line['loss']:.4f} grad_norm {line['grad_norm']:.3f}")
+                if step == self.steps:
+                    break
+                if step % self.execution["save_every"] == 0:
+                    checkpoints.save(step)
+                signal_number, writing = largest(stop.signal_number, checkpoints.writing)
+                if not writing:
+                    checkpoints.wait()
+                if signal_number:
+                    checkpoints.save(step)
+                    checkpoints.wait()
+                    return Stopped(
+                        f"{self.name}: stopped by {signal.Signals(signal_number).name} after step {step}; saved; "
+                        "run the same command to go on"
+                    )
+        checkpoints.wait()
+        return None
 
     def train_step(self, step: int) -> dict[str, Any]:
         """One optimizer step over the global batch; the line for steps.jsonl, the same on every rank."""

@@ -24,7 +24,7 @@ from dasd_megatron.recipe.schema import Parallel
 from dasd_megatron.recipe.steps import steps_of
 from dasd_megatron.training.distributed import process_groups
 from tests.conftest import ROOT, TOY
-from tests.models import random_packs
+from tests.models import CONTEXT, random_packs
 from tests.training_runs import Run, Runs, check_same, wait_until
 
 SAVING = {"steps": 30, "save_every": 4}
@@ -206,6 +206,26 @@ def test_a_save_is_of_the_moment_it_began(tmp_path: Path, monkeypatch: pytest.Mo
         save.finish()
         assert not save.writing
         assert load(state(torch.empty(4)), str(folder))["values"].tolist() == [0.0, 1.0, 2.0, 3.0]
+
+
+def test_extra_state_of_layers_is_saved(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transformer Engine keeps its FP8 scales there; here a layer is made to."""
+    from megatron.core.tensor_parallel import RowParallelLinear
+
+    from conversion.hf_model import HFModel
+    from dasd_megatron.training.checkpoint import load_weights, save_weights
+    from dasd_megatron.training.model import build_model
+
+    scales: list[torch.Tensor] = []
+    monkeypatch.setattr(RowParallelLinear, "get_extra_state", lambda layer: torch.tensor([448.0]))
+    monkeypatch.setattr(RowParallelLinear, "set_extra_state", lambda layer, state: scales.append(state))
+    with process_groups(Parallel(), 0):
+        model = build_model(HFModel(runs.model), Parallel(), torch.float32, CONTEXT)
+        save_weights(model, tmp_path / "saved")
+        monkeypatch.setattr(RowParallelLinear, "get_extra_state", lambda layer: torch.tensor([0.0]))
+        load_weights(model, tmp_path / "saved")
+    assert scales
+    assert all(scale.item() == 448.0 for scale in scales)
 
 
 @pytest.mark.parametrize(

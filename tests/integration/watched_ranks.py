@@ -67,6 +67,8 @@ def main() -> int:
     content = json.loads(Path(sys.argv[1]).read_text())
     inputs = {name: Path(path) for name, path in content["inputs"].items()}
     output = ArtifactWriter(Path(content["output"]), {})
+    if os.environ.get("RANK", "0") == "0":
+        output.clear_leftovers()
     behave(output.path)
     try:
         run(StepContext(content["name"], content["config"], inputs, output, content["execution"]))

@@ -76,7 +76,7 @@ def test_kills_between_and_inside_saves_change_nothing(runs: Runs, calm_ranks: R
     assert "step-0000004" in run.folders()
     for target in sorted(chance.sample(range(9, 29), 2)):
         process = run.start()
-        wait_until(lambda step=target: bool(run.log()) and run.log()[-1]["step"] >= step, process)  # type: ignore[misc]
+        wait_until(lambda step=target: bool(run.log()) and run.log()[-1]["step"] >= step, process)
         time.sleep(chance.random() * 0.3)
         process.kill()
         process.communicate()
@@ -275,7 +275,7 @@ def test_a_launcher_passes_signals_on(tmp_path: Path) -> None:
     for command, number in (([*tool, step.name], signal.SIGUSR1), (train, signal.SIGTERM)):
         before = len(log.read_text().splitlines()) if log.is_file() else 0
         process = start(command)
-        wait_until(lambda seen=before: log.is_file() and len(log.read_text().splitlines()) > seen, process)  # type: ignore[misc]
+        wait_until(lambda seen=before: log.is_file() and len(log.read_text().splitlines()) > seen, process)
         process.send_signal(number)
         _, errors = process.communicate(timeout=120)
         done = json.loads(log.read_text().splitlines()[-1])["step"]

@@ -55,7 +55,7 @@ def behave(folder: Path) -> None:
     def refuse(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    save.Save._write, train.Trainer.train_step = slow_write, watched_step  # type: ignore[method-assign]
+    save.Save._write, train.Trainer.train_step = slow_write, watched_step
     if "REFUSE_METADATA" in os.environ:
         save.save_config = refuse
 

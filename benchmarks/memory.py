@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Memory that a training step takes on this CPU, beside what the estimate says, for three sizes of model.
+"""Memory that training steps take on this CPU, beside what the estimate says, for three sizes of model.
 
 Each size runs in a process of its own: peak resident memory above what Python, torch and Megatron take.
 
@@ -27,30 +27,55 @@ SIZES: dict[str, tuple[dict[str, Any], int]] = {
 
 
 def measure(name: str) -> dict[str, float]:
-    """Bytes of two training steps: measured, and estimated by part."""
-    import torch
-
-    from dasd_megatron.training import platform
-
-    platform.prepare()
-    from conversion.hf_model import HFModel
+    """Bytes that two training steps took, and the estimate by part."""
+    from benchmarks.models import qwen3, random_model, random_pack
     from dasd_megatron.recipe.estimate import rank_memory
     from dasd_megatron.recipe.schema import Memory, Parallel, Training
     from dasd_megatron.training.distributed import process_groups
-    from dasd_megatron.training.model import ModelOptions, build_model
-    from dasd_megatron.training.train import Trainer
+    from dasd_megatron.training.model import ModelOptions
+    from dasd_megatron.training.trainer import Trainer
 
     fields, tokens = SIZES[name]
-    training = Training(precision="fp32", global_batch=2, steps=2)
+    training = Training(precision="fp32", global_batch=1)
+    documents = [tokens // 2, tokens // 4, tokens // 8, tokens // 8]
     with tempfile.TemporaryDirectory() as folder, process_groups(Parallel(), 0):
-        hf = HFModel(write_config(Path(folder), fields))
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        model = build_model(hf, Parallel(), ModelOptions(), tokens)
-        for parameter in model[0].parameters():
-            torch.nn.init.normal_(parameter.data, std=0.02)
-        trainer = Trainer(model, hf, Parallel(), training, Memory())
-        for _ in range(2):
-            trainer.step(random_packs(2, tokens, fields["vocab_size"]), learning_rate=1e-5)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-    estimate = rank_memory(hf.shape, Parallel(), training, Memory(), tokens, "cpu")
-    return {"measured": peak, "estimated": estimate.total, **vars(estimate)}
+        hf = qwen3(Path(folder), **fields)
+        before = _peak()
+        trainer = Trainer(random_model(hf, ModelOptions(), tokens), hf, Parallel(), training, Memory())
+        for seed in range(2):
+            trainer.step([random_pack(documents, fields["vocab_size"], seed)], learning_rate=1e-5)
+        measured = _peak() - before
+        estimate = rank_memory(hf.shape, Parallel(), training, Memory(), tokens, "cpu")
+    return {"measured": measured, "estimated": estimate.total, **vars(estimate)}
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, help="this one alone, as JSON")
+    args = parser.parse_args()
+    if args.size:
+        print(json.dumps(measure(args.size)))
+        return
+    parts = ("weights", "gradients", "optimizer", "activations", "logits")
+    print(
+        f"{'size':>6} {'parameters':>12} {'measured':>9} {'estimated':>9} {'ratio':>6}   "
+        + "  ".join(parts)
+        + "   (GiB)"
+    )
+    for name in SIZES:
+        command = [sys.executable, "-m", "benchmarks.memory", "--size", name]
+        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        by_part = "  ".join(f"{found[part] / 2**30:{len(part)}.2f}" for part in parts)
+        print(
+            f"{name:>6} {found['parameters']:>12,.0f} {found['measured'] / 2**30:>9.2f} {found['estimated'] / 2**30:>9.2f} "
+            f"{found['estimated'] / found['measured']:>6.2f}   {by_part}"
+        )
+
+
+if __name__ == "__main__":
+    main()

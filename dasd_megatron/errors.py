@@ -1,4 +1,4 @@
-"""The one exception for mistakes a user can mend."""
+"""The exceptions that tools turn into one line and an exit code: a mistake that a user can mend, and a run told to stop."""
 
 from __future__ import annotations
 
@@ -8,3 +8,12 @@ class UserError(Exception):
 
     Tools print the message without a traceback and exit with 2. Anything else that is raised is a defect of ours.
     """
+
+
+class Stopped(Exception):
+    """A signal asked the run to stop, and nothing is lost: the same command goes on from here.
+
+    Its message is empty where a child process has already said it.
+    """
+
+    EXIT_CODE = 75  # sysexits.h's "try again", which schedulers can tell from success, failure (2) and Ctrl-C (130)

@@ -13,6 +13,7 @@ import torch
 from dasd_megatron.artifacts.artifact import ArtifactWriter
 from dasd_megatron.curation.pack import PACKS
 from dasd_megatron.recipe.schema import Memory, Parallel, Training
+from dasd_megatron.recipe.steps import CHECKPOINTS
 
 VOCABULARY = 131  # prime: no tensor-parallel size divides it
 CONTEXT = 96
@@ -104,20 +105,23 @@ def training_context(
     parallel: Parallel,
     save_every: int = 1000,
     memory: dict[str, Any] | None = None,
-    **training: Any,
+    logging: dict[str, Any] | None = None,
+    **changes: Any,
 ) -> Path:
-    """A file that `train_ranks` runs: the context of a training step."""
+    """A file that `watched_ranks` runs: the context of a training step."""
     settings = {"steps": 20, "global_batch": 4, "learning_rate": 1e-3, "min_learning_rate": 1e-4, "precision": "fp32"}
+    training = Training(**{**settings, "save_every": save_every, **changes}).model_dump()
+    execution = {name: training.pop(name) for name in CHECKPOINTS}
     content = {
         "name": "train",
-        "config": {"training": Training(**{**settings, **training}).model_dump(), "seed": 3, "isolate_documents": True},
+        "config": {"training": training, "seed": 3, "isolate_documents": True},
         "inputs": {"model": str(model), "start": str(start), "packs": str(packs)},
         "output": str(output),
         "execution": {
             "parallel": parallel.model_dump(),
             "memory": Memory(**(memory or {})).model_dump(),
-            "save_every": save_every,
-            "keep_checkpoints": 2,
+            "logging": {"tensorboard": None, "wandb_project": None, **(logging or {})},
+            **execution,
         },
     }
     path.write_text(json.dumps(content))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -13,8 +14,8 @@ from typing import IO
 
 from dasd_megatron.artifacts.artifact import Artifact
 from dasd_megatron.artifacts.files import disk_error, lock, write_atomically
-from dasd_megatron.errors import UserError
-from dasd_megatron.launch.process import child_options
+from dasd_megatron.errors import Stopped, UserError
+from dasd_megatron.launch.process import child_options, passed_on
 from dasd_megatron.recipe.schema import Parallel, Recipe
 from dasd_megatron.recipe.steps import Step
 
@@ -37,16 +38,29 @@ def run_all(recipe: Recipe, path: Path, overrides: Sequence[str], steps: Mapping
 
 
 def run_one(step: Step, path: Path, overrides: Sequence[str]) -> None:
-    """Runs one step in its own process, or under torchrun with the ranks it needs. Raises UserError if it fails."""
+    """Runs one step in its own process, or under torchrun with the ranks it needs.
+
+    Raises UserError if it fails, and Stopped if a signal asked for it.
+    """
     command = [*_launcher(step), RUN_STEP, str(path), step.name, *overrides]
     in_child, environment = child_options()
     environment["OMP_NUM_THREADS"] = str(step.execution["threads"])
-    process = subprocess.Popen(command, env=environment, preexec_fn=in_child)
-    try:
-        code = process.wait()
-    except KeyboardInterrupt:
-        process.wait()  # it got the same signal
-        raise
+    process: subprocess.Popen[bytes] | None = None
+    # Training saves when it is told to stop; other steps lose nothing when they end with this process.
+    passing: contextlib.AbstractContextManager[set[int]] = contextlib.nullcontext(set())
+    if step.kind == "train":
+        passing = passed_on(lambda: [process.pid] if process else [])
+    with passing as signals:
+        process = subprocess.Popen(command, env=environment, preexec_fn=in_child)
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            process.wait()  # it got the same signal
+            raise
+    if code == Stopped.EXIT_CODE:
+        raise Stopped
+    if (code == 0 and signals) or -code in signals:
+        raise Stopped(f"{step.name}: stopped; run the same command to go on")
     if code:
         raise UserError(
             f"{step.name} failed (exit code {code}, its message is above); run the same command again to go on from here"

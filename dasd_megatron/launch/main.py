@@ -7,14 +7,17 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dasd_megatron.errors import UserError
+from dasd_megatron.errors import Stopped, UserError
 from dasd_megatron.recipe.load import load_recipe
 from dasd_megatron.recipe.schema import Recipe
 from dasd_megatron.recipe.steps import Step, steps_of
 
 
 def launch(path: Path, overrides: Sequence[str], dry_run: bool, only: str | None) -> int:
-    """Runs or prints the recipe's steps. Returns the exit code: 0, 2 for a mistake of the user or a failed step, 130."""
+    """Runs or prints the recipe's steps. Returns the exit code.
+
+    0 when done, 2 for a mistake of the user or a failed step, 75 (Stopped) when told to stop, 130 for Ctrl-C.
+    """
     from dasd_megatron.launch.local import run_all, run_one
 
     try:
@@ -32,6 +35,10 @@ def launch(path: Path, overrides: Sequence[str], dry_run: bool, only: str | None
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        if stopped.args:
+            print(stopped, file=sys.stderr)
+        return Stopped.EXIT_CODE
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+
+from dasd_megatron.errors import Stopped
+from dasd_megatron.training.stop import handled_by
 
 # Environment variable that names the process that started the run.
 LAUNCHER = "DASD_LAUNCHER_PID"
@@ -24,6 +28,27 @@ def child_options() -> tuple[Callable[[], None], dict[str, str]]:
             os._exit(1)
 
     return in_child, {LAUNCHER: str(parent), **os.environ}
+
+
+@contextlib.contextmanager
+def passed_on(children: Callable[[], Iterable[int]]) -> Iterator[set[int]]:
+    """While open, stop signals go to the processes `children()` instead of ending this one; yields those that came.
+
+    Raises Stopped where there is no such process yet.
+    """
+    signals: set[int] = set()
+
+    def pass_on(number: int) -> None:
+        signals.add(number)
+        pids = list(children())
+        if not pids:
+            raise Stopped("stopped; the same command goes on from here")
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    with handled_by(pass_on):
+        yield signals
 
 
 def die_with_launcher() -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from dasd_megatron import versions
 from dasd_megatron.artifacts.artifact import ArtifactWriter
 from dasd_megatron.artifacts.files import REFUSED, disk_error, lock, try_lock
-from dasd_megatron.errors import UserError
+from dasd_megatron.errors import Stopped, UserError
 from dasd_megatron.launch.process import child_options, die_with_launcher
 from dasd_megatron.progress import Progress
 from dasd_megatron.recipe.load import load_recipe
@@ -179,6 +179,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("RANK", "0") == "0":  # every rank raises it
             print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
+    except Stopped:
+        return Stopped.EXIT_CODE
     except KeyboardInterrupt:
         return 130
     except OSError as error:

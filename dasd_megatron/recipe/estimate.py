@@ -6,7 +6,7 @@ reference layers' on a CPU.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,7 +33,8 @@ class Parameters:
 
     Attributes:
         embedding, head: rows of the padded vocabulary; a tied head has none of its own.
-        attention, norms: of one layer.
+        attention: matrices of one layer.
+        vectors: norms and biases of one layer.
         feed_forward: of one layer; of a mixture of experts the router alone.
         expert: of one expert.
     """
@@ -41,7 +42,7 @@ class Parameters:
     embedding: int
     head: int
     attention: int
-    norms: int
+    vectors: int
     feed_forward: int
     expert: int
 
@@ -50,12 +51,12 @@ class Parameters:
         """From a model's sizes."""
         rows = (padded_vocabulary or shape.vocabulary) * shape.hidden
         mlp = 3 * shape.hidden * shape.feed_forward
-        bias = shape.qkv_columns if shape.qkv_bias else 0
+        vectors = 2 * shape.hidden + (2 * shape.head_dim if shape.qk_norm else 0)
         return cls(
             embedding=rows,
             head=0 if shape.tied else rows,
-            attention=shape.hidden * (shape.qkv_columns + shape.query_columns) + bias,
-            norms=2 * shape.hidden + (2 * shape.head_dim if shape.qk_norm else 0),
+            attention=shape.hidden * (shape.qkv_columns + shape.query_columns),
+            vectors=vectors + (shape.qkv_columns if shape.qkv_bias else 0),
             feed_forward=shape.experts * shape.hidden if shape.experts else mlp,
             expert=mlp if shape.experts else 0,
         )
@@ -64,7 +65,7 @@ class Parameters:
 def parameter_count(shape: Shape) -> int:
     """Parameters of the whole model."""
     p = Parameters.of(shape)
-    layer = p.attention + p.norms + p.feed_forward + shape.experts * p.expert
+    layer = p.attention + p.vectors + p.feed_forward + shape.experts * p.expert
     return p.embedding + p.head + shape.layers * layer + shape.hidden
 
 
@@ -113,7 +114,8 @@ def stage_parameters(shape: Shape, parallel: Parallel, stage: int) -> tuple[int,
     p = Parameters.of(shape, rows)
     layers, tensor = shape.layers // parallel.pipeline, parallel.tensor
     feed_forward = p.feed_forward if shape.experts else p.feed_forward // tensor  # every rank has the router
-    dense = layers * (p.attention // tensor + p.norms + feed_forward)
+    split_bias = shape.qkv_columns * (tensor - 1) // tensor if shape.qkv_bias else 0  # the only vector that is split
+    dense = layers * (p.attention // tensor + p.vectors - split_bias + feed_forward)
     first, last = stage == 0, stage == parallel.pipeline - 1
     if first:
         dense += p.embedding // tensor
@@ -205,7 +207,7 @@ def _activations(
     backend: Backend,
     stage: int,
 ) -> float:
-    """Elements saved on a rank of a pipeline stage, with those of the layer that is being recomputed."""
+    """Elements saved on a rank of a pipeline stage, with what the backward pass of one layer adds."""
     layer = layer_activations(shape, parallel, backend)
     sequence_split = parallel.tensor if parallel.splits_sequence else 1
     whole = layer.sequence / sequence_split + layer.tensor / parallel.tensor
@@ -219,6 +221,7 @@ def _activations(
         chunk, transient = layers * selective, whole - selective
     else:
         chunk, transient = layers * whole, 0.0
+    transient += whole  # the gradients of one layer's activations
     if stage == parallel.pipeline - 1:
         transient += 3 * boundary + (shape.hidden - boundary)  # final norm, and the loss's input, gathered
     return tokens * (chunk * _chunks_in_flight(parallel, training, stage) + transient)
@@ -239,8 +242,3 @@ def hours(flops: float, gpus: int, gpu: str, fp8: bool, efficiency: float) -> fl
     bf16, eight_bit, _ = GPUS[gpu]
     peak = eight_bit if fp8 and eight_bit is not None else bf16
     return flops / (gpus * peak * efficiency) / 3600
-
-
-def micro_batch_tokens(packs: Sequence[Sequence[int]], context_length: int) -> int:
-    """Tokens of the longest pack, or the context length where packs aren't known yet."""
-    return max((sum(lengths) for lengths in packs), default=context_length)

@@ -6,6 +6,7 @@ leaves a choice open, the comment says what was chosen and why.
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -215,7 +216,11 @@ class Training(Section):
     # Weight of the load-balancing loss of a mixture of experts; by default the model's own (router_aux_loss_coef).
     moe_aux_loss_coeff: float | None = Field(None, ge=0)
     save_every: Positive = 100  # steps
+    # The newest so many are kept while a stage runs; those at multiples of keep_every steps stay, also after its end.
     keep_checkpoints: Positive = 2
+    keep_every: Positive | None = None
+    # Checkpoints are written while training goes on; it costs host memory for one copy of the state.
+    async_save: bool = True
 
     @model_validator(mode="after")
     def _consistent(self) -> Training:
@@ -228,7 +233,13 @@ class Training(Section):
                 f"fp8_bf16_layers={self.fp8_bf16_layers} can't be had with fp8={self.fp8 or 'null'}; choose tensorwise, "
                 "blockwise or mxfp8"
             )
+        if self.keep_every is not None and self.keep_every % self.save_every:
+            raise ValueError(f"keep_every={self.keep_every} is no multiple of save_every={self.save_every}")
         return self
+
+    def total_steps(self, packs: int) -> int:
+        """Optimizer steps of a stage: `steps` if given, else as many as `epochs` need (the last batch may begin another)."""
+        return self.steps or math.ceil(self.epochs * packs / self.global_batch)
 
 
 class MixedPolicy(Section):
@@ -287,6 +298,15 @@ class Launch(Section):
     threads: Positive = 1
 
 
+class Logging(Section):
+    """Where the numbers of training steps go, besides the terminal and steps.jsonl. Shapes no result."""
+
+    # Event files in run_dir/tensorboard.
+    tensorboard: bool = True
+    # Project of Weights & Biases; the key is taken from the environment (WANDB_API_KEY).
+    wandb_project: str | None = None
+
+
 class Recipe(Section):
     """A whole distillation."""
 
@@ -315,6 +335,7 @@ class Recipe(Section):
     ]
     evaluation: Evaluation = Evaluation()
     launch: Launch = Launch()
+    logging: Logging = Logging()
 
     @model_validator(mode="after")
     def _possible(self) -> Recipe:

@@ -27,6 +27,9 @@ ENGINE_KINDS = ("sample", "score", "answer", "continue", "evaluate")
 # Settings of the engine that shape a result; the others say how it uses the machine (and shift numbers by rounding at most).
 ENGINE_RESULT = {"name", "dtype", "max_length"}
 
+# Settings of training that say when and how checkpoints are written.
+CHECKPOINTS = ("save_every", "keep_checkpoints", "keep_every", "async_save")
+
 
 @dataclass(frozen=True)
 class External:
@@ -102,7 +105,13 @@ class _Builder:
         if kind == "train":
             execution["parallel"] = self.recipe.parallel.model_dump()
             execution["memory"] = self.recipe.memory.model_dump()
-            execution |= {name: config["training"].pop(name) for name in ("save_every", "keep_checkpoints")}
+            execution["logging"] = {
+                "tensorboard": str(self.recipe.run_dir / "tensorboard" / name)
+                if self.recipe.logging.tensorboard
+                else None,
+                "wandb_project": self.recipe.logging.wandb_project,
+            }
+            execution |= {name: config["training"].pop(name) for name in CHECKPOINTS}
         step = Step(name, kind, _plain(config), inputs, self.recipe.run_dir, execution)
         self.steps[name] = step
         return step

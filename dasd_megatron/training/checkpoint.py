@@ -1,42 +1,34 @@
 """Checkpoints in Megatron's distributed format: independent of the layout, written aside, then renamed.
 
-A folder that carries its final name is whole; the newest one is what a killed stage resumes from.
+A folder that carries its final name is whole; the newest one is what a stopped or killed stage resumes from.
 """
 
 from __future__ import annotations
 
-import queue
+import contextlib
 import re
-import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
-from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer
 from torch.distributed.checkpoint.api import CheckpointException
 
-from dasd_megatron.artifacts.files import disk_error, sync_folder
 from dasd_megatron.errors import UserError
 from dasd_megatron.training.platform import optimizer_checks
-
-# The writer hands results over through a queue that, for the sake of asynchronous saves, lives in a process of its own; that
-# process would outlive a killed rank. Saves here are synchronous, in threads, so a plain queue does.
-filesystem_async._results_queue = queue.Queue()
-
-# More than is left after a checkpoint file did not fit.
-PROBE_BYTES = 64 << 20
+from dasd_megatron.training.random_state import layout, random_states, set_random_states, sharded
+from dasd_megatron.training.save import Save, remove
 
 _STEP = re.compile(r"step-(\d+)")
 
 
 def save_weights(chunks: Sequence[GPTModel], folder: Path) -> None:
     """Writes the weights alone; called on every rank."""
-    _save(_weights(chunks), folder)
+    Save(_weights(chunks), folder).finish()
 
 
 def load_weights(chunks: Sequence[GPTModel], folder: Path) -> None:
@@ -44,55 +36,113 @@ def load_weights(chunks: Sequence[GPTModel], folder: Path) -> None:
     _set_weights(chunks, _load(_weights(chunks), folder))
 
 
-def save_step(chunks: Sequence[GPTModel], optimizer: MegatronOptimizer, folder: Path, step: int, keep: int) -> None:
-    """Writes `folder/step-N`: everything that the steps after N depend on. Older ones beyond `keep` are removed."""
-    weights = _weights(chunks)
-    with optimizer_checks():
-        state = {**weights, "optimizer": optimizer.sharded_state_dict(weights, metadata=_metadata())}
-    _save({**state, "step": step}, folder / f"step-{step:07d}")
-    if dist.get_rank() == 0:
-        for old in step_folders(folder)[:-keep]:
-            shutil.rmtree(old)
+class StepCheckpoints:
+    """The checkpoints `folder/step-N` of a stage: everything that the steps after N depend on.
 
-
-def load_latest_step(chunks: Sequence[GPTModel], optimizer: MegatronOptimizer, folder: Path) -> int:
-    """Loads the newest `folder/step-N` that is whole and returns N; 0 where there is none.
-
-    A damaged one is passed over with a warning. Raises UserError when all are damaged.
+    These are weights, optimizer state and random states; Transformer Engine's FP8 scales are part of the weights' state.
+    The place in the data and the learning rate are functions of N. Every method is called on every rank.
     """
-    found = step_folders(folder)
-    for step_folder in reversed(found):
-        problem: UserError | None = None
-        try:
-            step = _load_step(chunks, optimizer, step_folder)
-        except UserError as error:
-            problem = error
-        problems: list[UserError | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(problems, problem)
-        if not any(problems):
-            return step
+
+    def __init__(
+        self, chunks: Sequence[GPTModel], optimizer: MegatronOptimizer, folder: Path, execution: Mapping[str, Any]
+    ) -> None:
+        self._chunks, self._optimizer, self._folder = chunks, optimizer, folder
+        self._keep, self._keep_every = execution["keep_checkpoints"], execution["keep_every"]
+        self._waits = not execution["async_save"]
+        self._current: Save | None = None
+        self._newest = 0
+
+    def save(self, step: int) -> None:
+        """Takes a snapshot and starts to write it; waits first for a save that is still under way."""
+        self.wait()
+        if self._newest == step:
+            return
+        weights = _weights(self._chunks)
+        with optimizer_checks():
+            optimizer = self._optimizer.sharded_state_dict(weights, metadata=_metadata())
+        state = {**weights, "optimizer": optimizer, "random": sharded(random_states())}
+        # Values that aren't sharded: the same on every rank.
+        common = {"step": step, "random_layout": layout()}
+        self._current, self._newest = Save({**state, **common}, self._folder / f"step-{step:07d}"), step
+        if self._waits:
+            self.wait()
+
+    @property
+    def writing(self) -> bool:
+        """Whether this rank is still writing. Once none is, a `wait` takes no time and gives the checkpoint its name."""
+        return self._current is not None and self._current.writing
+
+    def wait(self) -> None:
+        """Ends a save that is under way, if any, and removes older checkpoints. Raises UserError if it can't be written."""
+        if self._current is None:
+            return
+        save, self._current = self._current, None
+        save.finish()
+        self._remove_all_but(self._keep)
+
+    def end(self) -> None:
+        """The stage is over: leaves only the checkpoints at multiples of keep_every."""
+        self.wait()
+        self._remove_all_but(0)
+
+    def _remove_all_but(self, keep: int) -> None:
         if dist.get_rank() == 0:
-            print(f"warning: {next(filter(None, problems))}; going back to the checkpoint before", file=sys.stderr)
-    if found:
-        raise UserError(
-            f"{folder}: every checkpoint in it is damaged; delete the folder and run again, the stage starts anew"
-        )
-    return 0
+            for old in superseded(step_folders(self._folder), keep, self._keep_every):
+                remove(old)
 
+    def load_latest(self) -> int:
+        """Loads the newest checkpoint that is whole and returns its step; 0 where there is none.
 
-def _load_step(chunks: Sequence[GPTModel], optimizer: MegatronOptimizer, folder: Path) -> int:
-    weights = _weights(chunks)
-    with optimizer_checks():
-        wanted = optimizer.sharded_state_dict(weights, is_loading=True, metadata=_metadata())
-        state = _load({**weights, "optimizer": wanted, "step": 0}, folder)
-        _set_weights(chunks, state)
-        optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"])
+        A damaged one is passed over with a warning. Raises UserError when all are damaged.
+        """
+        found = step_folders(self._folder)
+        for step_folder in reversed(found):
+            problem: UserError | None = None
+            try:
+                step = self._load(step_folder)
+            except UserError as error:
+                problem = error
+            problems: list[UserError | None] = [None] * dist.get_world_size()
+            dist.all_gather_object(problems, problem)
+            if not any(problems):
+                return step
+            if dist.get_rank() == 0:
+                print(f"warning: {next(filter(None, problems))}; going back to the checkpoint before", file=sys.stderr)
+        if found:
+            raise UserError(
+                f"{self._folder}: every checkpoint in it is damaged; delete the folder and run again, "
+                "the stage starts anew"
+            )
+        return 0
+
+    def _load(self, folder: Path) -> int:
+        weights = _weights(self._chunks)
+        with optimizer_checks():
+            optimizer = self._optimizer.sharded_state_dict(weights, is_loading=True, metadata=_metadata())
+            wanted = {**weights, "optimizer": optimizer}
+            with _reading(folder):
+                same_layout = dist_checkpointing.load_common_state_dict(str(folder)).get("random_layout") == layout()
+            state = _load({**wanted, "random": sharded(None)} if same_layout else wanted, folder)
+            _set_weights(self._chunks, state)
+            self._optimizer.load_state_dict(state["optimizer"])
+        if same_layout:
+            set_random_states(state["random"])
+        return int(state["step"])
 
 
 def step_folders(folder: Path) -> list[Path]:
     """Finished step checkpoints, oldest first."""
     return sorted(path for path in folder.glob("step-*") if _STEP.fullmatch(path.name))
+
+
+def superseded(folders: list[Path], keep: int, keep_every: int | None) -> list[Path]:
+    """Those of `folders` (oldest first) that are neither among the newest `keep` nor at a multiple of `keep_every`."""
+    older = folders[: max(0, len(folders) - keep)]
+    return [path for path in older if keep_every is None or _step(path) % keep_every]
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def _weights(chunks: Sequence[GPTModel]) -> dict[str, Any]:
@@ -113,56 +163,19 @@ def _metadata() -> dict[str, Any]:
     }
 
 
-def _save(state: dict[str, Any], folder: Path) -> None:
-    aside = folder.with_name(f".{folder.name}.tmp")
-    failure: UserError | None = None
-    if dist.get_rank() == 0:
-        try:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-        except OSError as error:
-            failure = disk_error(aside, error)
-    _agree(failure)
-    try:
-        dist_checkpointing.save(state, str(aside))
-    except (Exception, CheckpointException):
-        failure = _write_failure(aside, folder)
-        if failure is None:
-            raise
-    if failure is not None:
-        shutil.rmtree(aside, ignore_errors=True)
-    _agree(failure)
-    if dist.get_rank() == 0:
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
-        sync_folder(folder.parent)
-    dist.barrier()
-
-
-def _write_failure(aside: Path, folder: Path) -> UserError | None:
-    """Whether the system refuses writes, and why. Megatron's writer threads lose the reason, so it is asked again."""
-    try:
-        (aside / "probe").write_bytes(bytes(PROBE_BYTES))
-    except OSError as error:
-        return disk_error(folder, error)
-    return None
-
-
-def _agree(failure: UserError | None) -> None:
-    """Raises on every rank what went wrong on any of them; a rank that went on alone would wait for ever."""
-    failures: list[UserError | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(failures, failure)
-    for found in failures:
-        if found is not None:
-            raise found
-
-
 def _load(state: dict[str, Any], folder: Path) -> dict[str, Any]:
+    with _reading(folder):
+        loaded: dict[str, Any] = dist_checkpointing.load(state, str(folder))
+    return loaded
+
+
+@contextlib.contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Turns what goes wrong while `folder` is read into a UserError."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such checkpoint")
     try:
-        loaded: dict[str, Any] = dist_checkpointing.load(state, str(folder))
+        yield
     except (Exception, CheckpointException) as error:  # many kinds, for damaged checkpoints and those of another model
         reason = str(error).strip().splitlines()[-1]
         raise UserError(f"{folder}: can't be loaded as a checkpoint of this model: {reason}") from error
-    return loaded

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from dasd_megatron.artifacts.artifact import Artifact
+from dasd_megatron.recipe.padding import Alignment, document_slots
 from dasd_megatron.training.packed import PackedDocuments, packed_documents, position_ids, rank_tokens
-from dasd_megatron.training.padding import Alignment, document_slots
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,12 @@ class Packs:
         index = self.index(sample)
         ids = self._table["input_ids"][index].values.to_numpy()
         targets = self._table["loss_mask"][index].values.to_numpy(zero_copy_only=False)
-        return Pack(ids, targets, self.document_lengths(sample) if self._isolate else [len(ids)])
+        return Pack(ids, targets, self.attended_lengths(sample))
 
-    def document_lengths(self, sample: int) -> list[int]:
-        """Tokens of each document of that pack."""
+    def attended_lengths(self, sample: int) -> list[int]:
+        """Tokens of each document of that pack; of the whole pack where documents aren't isolated."""
         lengths: list[int] = self._table["document_lengths"][self.index(sample)].as_py()
-        return lengths
+        return lengths if self._isolate else [sum(lengths)]
 
     def uuids(self, sample: int) -> list[str]:
         """The documents of that pack."""

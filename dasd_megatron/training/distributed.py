@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -19,8 +21,6 @@ def process_groups(parallel: Parallel, seed: int) -> Iterator[None]:
 
     Raises UserError when the number of ranks isn't the layout's.
     """
-    from megatron.core import parallel_state, tensor_parallel
-
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size != parallel.world_size:
         raise UserError(
@@ -41,6 +41,21 @@ def process_groups(parallel: Parallel, seed: int) -> Iterator[None]:
     else:
         dist.init_process_group(backend)
     try:
+        with model_parallel(parallel, seed):
+            yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def model_parallel(parallel: Parallel, seed: int, gloo: bool = True) -> Iterator[None]:
+    """Megatron's groups over torch's, and every random generator seeded.
+
+    `gloo`: makes groups for tensors in host memory besides, over which optimizer state is gathered for checkpoints.
+    """
+    from megatron.core import parallel_state, tensor_parallel
+
+    try:
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=parallel.tensor,
             pipeline_model_parallel_size=parallel.pipeline,
@@ -48,9 +63,28 @@ def process_groups(parallel: Parallel, seed: int) -> Iterator[None]:
             context_parallel_size=parallel.context,
             expert_model_parallel_size=parallel.expert,
             expert_tensor_parallel_size=1,
+            create_gloo_process_groups=gloo,
         )
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
         tensor_parallel.model_parallel_cuda_manual_seed(seed)
         yield
     finally:
         parallel_state.destroy_model_parallel()
-        dist.destroy_process_group()
+
+
+def agree(failure: UserError | None) -> None:
+    """Raises on every rank what went wrong on any of them; a rank that went on alone would wait for ever."""
+    failures: list[UserError | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(failures, failure)
+    for found in failures:
+        if found is not None:
+            raise found
+
+
+def largest(*values: int) -> list[int]:
+    """The largest of each value over all ranks, in one small collective."""
+    tensor = torch.tensor(values)  # in host memory: gloo's, so that no GPU has to wait for it
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return [int(value) for value in tensor]

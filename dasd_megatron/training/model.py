@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from megatron.core.tensor_parallel import layers as tensor_parallel_layers
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from conversion.hf_model import HFModel
-from dasd_megatron.recipe.schema import Memory, Parallel
+from dasd_megatron.recipe.schema import Memory, Parallel, Training
 from dasd_megatron.training.data import MicroBatch
 from dasd_megatron.training.moe import use_pack_router
 from dasd_megatron.training.reference_layers import checkpoint_keys, reference_block_spec
@@ -40,10 +40,10 @@ class ModelOptions:
     memory: Memory = field(default_factory=Memory)
 
     @classmethod
-    def of(cls, training: Mapping[str, Any], memory: Memory) -> ModelOptions:
+    def of(cls, training: Training, memory: Memory) -> ModelOptions:
         """From the recipe's sections."""
-        dtype = torch.bfloat16 if training["precision"] == "bf16" else torch.float32
-        return cls(dtype, training["fp8"], training["fp8_bf16_layers"], training["moe_aux_loss_coeff"], memory)
+        dtype = torch.bfloat16 if training.precision == "bf16" else torch.float32
+        return cls(dtype, training.fp8, training.fp8_bf16_layers, training.moe_aux_loss_coeff, memory)
 
 
 def transformer_config(hf: HFModel, parallel: Parallel, options: ModelOptions) -> TransformerConfig:

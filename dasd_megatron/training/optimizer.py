@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from megatron.core.distributed import (
@@ -15,7 +14,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.transformer.module import Float16Module
 
-from dasd_megatron.recipe.schema import Memory, Parallel
+from dasd_megatron.recipe.schema import Memory, Parallel, Training
 from dasd_megatron.training import reference_adam
 from dasd_megatron.training.platform import optimizer_checks
 
@@ -40,22 +39,22 @@ def wrap_model(chunks: Sequence[GPTModel], distributed: bool) -> list[Distribute
 
 
 def build_optimizer(
-    chunks: Sequence[DistributedDataParallel], training: Mapping[str, Any], parallel: Parallel, memory: Memory
+    chunks: Sequence[DistributedDataParallel], training: Training, parallel: Parallel, memory: Memory
 ) -> MegatronOptimizer:
     """AdamW with fp32 master weights and state, sharded over data-parallel ranks if `parallel` says so."""
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
         reference_adam.install()
-    bf16 = training["precision"] == "bf16"
+    bf16 = training.precision == "bf16"
     config = OptimizerConfig(
         optimizer="adam",
-        lr=training["learning_rate"],
-        min_lr=training["min_learning_rate"],
-        weight_decay=training["weight_decay"],
-        adam_beta1=training["adam_beta1"],
-        adam_beta2=training["adam_beta2"],
-        adam_eps=training["adam_eps"],
-        clip_grad=training["clip_grad"],
+        lr=training.learning_rate,
+        min_lr=training.min_learning_rate,
+        weight_decay=training.weight_decay,
+        adam_beta1=training.adam_beta1,
+        adam_beta2=training.adam_beta2,
+        adam_eps=training.adam_eps,
+        clip_grad=training.clip_grad,
         bf16=bf16,
         params_dtype=torch.bfloat16 if bf16 else torch.float32,
         use_distributed_optimizer=parallel.distributed_optimizer,

@@ -72,11 +72,11 @@ def isolation(parallel: Parallel, model: str, checkpoint: str, lengths: list[int
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
     from conversion.hf_model import HFModel
+    from dasd_megatron.recipe.padding import alignment, document_slots
     from dasd_megatron.training.checkpoint import load_weights
     from dasd_megatron.training.data import Pack, make_micro_batches
     from dasd_megatron.training.model import ModelOptions, build_model
     from dasd_megatron.training.packed import rank_tokens
-    from dasd_megatron.training.padding import alignment, document_slots
 
     chunks = build_model(HFModel(Path(model)), parallel, ModelOptions(), 512)
     load_weights(chunks, Path(checkpoint))

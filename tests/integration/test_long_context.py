@@ -18,8 +18,8 @@ from dasd_megatron.curation.pack import PACKS
 from dasd_megatron.recipe.schema import Parallel
 from tests.conftest import ROOT
 from tests.integration.layout_ranks import run_on_ranks
-from tests.integration.test_training import train
-from tests.models import VOCABULARY, tiny_model, training_context
+from tests.models import VOCABULARY, tiny_model
+from tests.training_runs import Runs
 
 ISOLATION_LAYOUTS = {
     "one": Parallel(),
@@ -107,32 +107,21 @@ def long_packs(folder: Path) -> Path:
 @pytest.mark.slow
 def test_32k_token_packs_train_in_little_memory(tmp_path: Path) -> None:
     """Two steps of one pack each, as one process and with every document split over two."""
-    hf = tiny_model(
-        tmp_path / "hf",
+    runs = Runs(
+        tmp_path,
+        packs=long_packs(tmp_path / "packs"),
         num_hidden_layers=2,
         hidden_size=64,
         num_attention_heads=2,
         num_key_value_heads=1,
         max_position_embeddings=LONG,
     )
-    import_hf(hf, tmp_path / "start" / "checkpoint")
-    packs = long_packs(tmp_path / "packs")
-    runs = [
-        train(
-            training_context(
-                tmp_path / f"{name}.json",
-                hf,
-                tmp_path / "start",
-                packs,
-                tmp_path / name,
-                parallel,
-                steps=2,
-                global_batch=1,
-            )
-        )
-        for name, parallel in (("cp1", Parallel()), ("cp2", Parallel(context=2)))
-    ]
-    for one, two in zip(*runs, strict=True):
+    both = []
+    for name, parallel in (("cp1", Parallel()), ("cp2", Parallel(context=2))):
+        run = runs.run(name, parallel, steps=2, global_batch=1)
+        run.finish()
+        both.append(run.numbers())
+    for one, two in zip(*both, strict=True):
         assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
         assert one["memory_gib"] < 6
         assert two["memory_gib"] < 6

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from conversion.convert import import_hf
 from dasd_megatron.artifacts.artifact import Artifact
 from dasd_megatron.recipe.schema import Parallel
 from dasd_megatron.training.data import Packs
-from tests.integration.test_training import check_equal, train
-from tests.models import random_packs, tiny_model, training_context
+from tests.training_runs import Runs, check_close
 
 LAYOUTS = {
     "dp2": Parallel(data=2),
@@ -41,56 +37,35 @@ EXPERT_LAYOUTS = {
 # Only the order of fp32 sums differs between layouts: measured differences are below 5e-7 and 4e-7.
 LOSS, GRAD_NORM = 5e-6, 1e-5
 
-Train = Callable[..., list[dict[str, Any]]]
 
-
-def prepare(folder: Path, family: str) -> Train:
-    """Makes a model, its checkpoint and packs; returns a function that trains it in a layout."""
-    model = tiny_model(folder / "hf", family, tied=family == "qwen3")
-    import_hf(model, folder / "start" / "checkpoint")
-    random_packs(folder / "packs", 11)
-
-    def run(name: str, parallel: Parallel, **settings: Any) -> list[dict[str, Any]]:
-        context = training_context(
-            folder / f"{name}.json", model, folder / "start", folder / "packs", folder / name, parallel, **settings
-        )
-        return train(context)
-
-    return run
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(tmp_path_factory.mktemp("dense"))
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("parity")
+def experts(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(tmp_path_factory.mktemp("experts"), "qwen3_moe")
 
 
-@pytest.fixture(scope="module")
-def dense(folder: Path) -> tuple[Train, list[dict[str, Any]]]:
-    run = prepare(folder, "qwen3")
-    return run, run("one", Parallel())
-
-
-@pytest.fixture(scope="module")
-def experts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Train, list[dict[str, Any]]]:
-    run = prepare(tmp_path_factory.mktemp("experts"), "qwen3_moe")
-    return run, run("one", Parallel())
+def one_process(runs: Runs) -> list[dict[str, Any]]:
+    run = runs.run("one", Parallel())
+    return run.log() or run.finish()
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_layout(dense: tuple[Train, list[dict[str, Any]]], name: str) -> None:
-    run, one_process = dense
-    lines = run(name, LAYOUTS[name])
-    check_equal(lines, one_process, LOSS, GRAD_NORM)
+def test_layout(dense: Runs, name: str) -> None:
+    lines = dense.run(name, LAYOUTS[name]).finish()
+    check_close(lines, one_process(dense), LOSS, GRAD_NORM)
     assert lines[-1]["loss"] < lines[0]["loss"]
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize("name", EXPERT_LAYOUTS)
-def test_expert_layout(experts: tuple[Train, list[dict[str, Any]]], name: str) -> None:
+def test_expert_layout(experts: Runs, name: str) -> None:
     """With the load-balancing loss, whose weight must not depend on where padding lies."""
-    run, one_process = experts
-    check_equal(run(name, EXPERT_LAYOUTS[name]), one_process, LOSS, GRAD_NORM)
+    check_close(experts.run(name, EXPERT_LAYOUTS[name]).finish(), one_process(experts), LOSS, GRAD_NORM)
 
 
 @pytest.mark.parity
@@ -103,21 +78,20 @@ def test_expert_layout(experts: tuple[Train, list[dict[str, Any]]], name: str) -
     ],
 )
 @pytest.mark.parametrize("layout", ["one", "tp2-spxpp2"])
-def test_recompute_changes_nothing(
-    dense: tuple[Train, list[dict[str, Any]]], name: str, memory: dict[str, Any], layout: str
-) -> None:
-    run, one_process = dense
+def test_recompute_changes_nothing(dense: Runs, name: str, memory: dict[str, Any], layout: str) -> None:
     parallel = Parallel() if layout == "one" else Parallel(tensor=2, pipeline=2)
-    lines = run(f"{name}-{layout}", parallel, memory=memory, steps=3)
-    check_equal(lines, one_process[:3], LOSS, GRAD_NORM)
+    lines = dense.run(f"{name}-{layout}", parallel, memory=memory, epochs=1).finish()
+    check_close(lines, one_process(dense)[:3], LOSS, GRAD_NORM)
 
 
-def test_loss_is_the_token_mean_of_the_global_batch(dense: tuple[Train, list[dict[str, Any]]], folder: Path) -> None:
+def test_loss_is_the_token_mean_of_the_global_batch(dense: Runs) -> None:
     """The one process that the layouts are compared with, against transformers; a mean of means would differ."""
     from transformers import AutoModelForCausalLM
 
-    reference = AutoModelForCausalLM.from_pretrained(str(folder / "hf"), dtype=torch.float32)
-    packs = Packs(Artifact(folder / "packs"), json.loads((folder / "one.json").read_text())["config"]["seed"], True)
+    reference = AutoModelForCausalLM.from_pretrained(str(dense.model), dtype=torch.float32)
+    lines = one_process(dense)
+    seed = json.loads(dense.run("one", Parallel()).context.read_text())["config"]["seed"]
+    packs = Packs(Artifact(dense.packs), seed, True)
     sums: list[tuple[float, int]] = []
     for sample in range(4):
         pack = packs.pack(sample)
@@ -133,5 +107,5 @@ def test_loss_is_the_token_mean_of_the_global_batch(dense: tuple[Train, list[dic
         sums.append((total, count))
     token_mean = sum(total for total, _ in sums) / sum(count for _, count in sums)
     mean_of_means = float(np.mean([total / count for total, count in sums]))
-    assert dense[1][0]["loss"] == pytest.approx(token_mean, abs=1e-5)
+    assert lines[0]["loss"] == pytest.approx(token_mean, abs=1e-5)
     assert abs(mean_of_means - token_mean) > 1e-3

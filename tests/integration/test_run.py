@@ -18,6 +18,7 @@ from dasd_megatron.artifacts.artifact import Artifact
 from dasd_megatron.recipe.load import load_recipe
 from dasd_megatron.recipe.steps import Step, steps_of
 from tests.conftest import ROOT, TOY
+from tests.training_runs import RESULTS
 
 RECIPE = TOY / "recipe.yaml"
 # Small enough for minutes; the reference engine starts faster than vLLM (whose turn is in test_vllm_run).
@@ -128,7 +129,7 @@ def content_of(folder: Path) -> dict[str, Any]:
         }
         if step.kind == "train":
             lines = [json.loads(line) for line in (step.folder / "steps.jsonl").read_text().splitlines()]
-            content[name]["steps"] = [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in lines]
+            content[name]["steps"] = [{key: line[key] for key in RESULTS} for line in lines]
         if step.kind == "export":
             content[name]["weights"] = (step.folder / "model.safetensors").read_bytes()
     return content

@@ -14,9 +14,9 @@ from dasd_megatron.training import platform
 
 platform.prepare()
 
+from dasd_megatron.recipe.padding import Alignment, alignment, document_slots  # noqa: E402
 from dasd_megatron.training.data import Pack, make_micro_batches  # noqa: E402
 from dasd_megatron.training.packed import rank_tokens  # noqa: E402
-from dasd_megatron.training.padding import Alignment, alignment, document_slots  # noqa: E402
 
 PARALLEL = st.builds(
     Parallel, tensor=st.sampled_from([1, 2, 3, 4, 8]), context=st.sampled_from([1, 2, 3, 4, 8]), sequence=st.booleans()

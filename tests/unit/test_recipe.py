@@ -59,6 +59,7 @@ def test_overrides_reach_nested_keys_and_lists() -> None:
         (["parallel.data=3"], "data=3 doesn't divide training.global_batch=2"),
         (["sampling.max_tokens=4096"], "sampling.max_tokens=4096 is above packing.context_length=1024"),
         (["training.min_learning_rate=1.0"], "min_learning_rate is above learning_rate"),
+        (["training.keep_every=150"], "keep_every=150 is no multiple of save_every=100"),
         (["prompts.train.dataset=x"], "give exactly one of path and dataset"),
         (["stages.0.temperature=null"], "stages.0 (low_temperature): the first stage needs a temperature"),
         (["stages.1.name=low_temperature"], "stages need distinct names"),
@@ -123,7 +124,15 @@ def test_a_change_renames_what_depends_on_it_and_nothing_else() -> None:
 
 @pytest.mark.parametrize(
     "override",
-    ["parallel.data=1", "launch.replicas=4", "training.save_every=7", "run_dir=elsewhere", "engine.max_batch=8"],
+    [
+        "parallel.data=1",
+        "launch.replicas=4",
+        "training.save_every=7",
+        "training.keep_every=200",
+        "training.async_save=false",
+        "run_dir=elsewhere",
+        "engine.max_batch=8",
+    ],
 )
 def test_where_and_how_it_runs_renames_nothing(override: str) -> None:
     assert keys() == keys(override)

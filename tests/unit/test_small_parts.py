@@ -25,7 +25,7 @@ from dasd_megatron.training import platform
 
 platform.prepare()
 
-from dasd_megatron.training.schedule import learning_rate, total_steps  # noqa: E402
+from dasd_megatron.training.schedule import learning_rate  # noqa: E402
 from tests.conftest import ROOT, TOY  # noqa: E402
 
 
@@ -73,7 +73,7 @@ def test_mean_and_error() -> None:
 
 
 def test_schedule_warms_up_then_falls_to_the_minimum() -> None:
-    training = Training(learning_rate=5e-5, min_learning_rate=1e-5).model_dump()
+    training = Training(learning_rate=5e-5, min_learning_rate=1e-5)
     rates = [learning_rate(step, 100, training) for step in range(100)]
     assert rates[:10] == pytest.approx([5e-6 * (step + 1) for step in range(10)])
     assert max(rates) == rates[9]
@@ -83,7 +83,7 @@ def test_schedule_warms_up_then_falls_to_the_minimum() -> None:
 
 @pytest.mark.parametrize(("packs", "fields", "steps"), [(91, {}, 9), (91, {"steps": 5}, 5), (64, {"epochs": 1}, 1)])
 def test_total_steps(packs: int, fields: dict[str, int], steps: int) -> None:
-    assert total_steps(packs, Training(**fields).model_dump()) == steps
+    assert Training(**fields).total_steps(packs) == steps
 
 
 def test_seeds_differ_and_repeat() -> None:

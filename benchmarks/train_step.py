@@ -1,0 +1,151 @@
+#!/usr/bin/env python
+"""Tokens/s, model TFLOP/s and peak memory of training steps at several lengths: bf16, FP8, and plain transformers beside.
+
+All in one run with the same model, one document a step, and whole layers recomputed on both sides. On a CPU the defaults are
+small, fp32, and FP8 is left out.
+
+examples:
+  python -m benchmarks.train_step
+  python -m benchmarks.train_step --size 4B --lengths 32768 65536 --fp8 tensorwise blockwise
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from benchmarks.models import qwen3, random_model, random_pack
+from conversion.hf_model import HFModel
+from dasd_megatron.recipe.estimate import GIB, training_flops
+from dasd_megatron.recipe.schema import Memory, Parallel, Training
+from dasd_megatron.training.distributed import process_groups
+from dasd_megatron.training.model import ModelOptions
+from dasd_megatron.training.trainer import Trainer
+from dasd_megatron.training.usage import peak_flops
+
+# Qwen3's own sizes, and one for a CPU.
+SIZES: dict[str, dict[str, Any]] = {
+    "5M": {},
+    "0.6B": {
+        "vocab_size": 151_936,
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "tie_word_embeddings": True,
+    },
+    "4B": {
+        "vocab_size": 151_936,
+        "hidden_size": 2560,
+        "intermediate_size": 9728,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "tie_word_embeddings": True,
+    },
+}
+ON_GPU = torch.cuda.is_available()
+
+
+def megatron(hf: HFModel, length: int, fp8: str | None) -> Callable[[], object]:
+    """One step of ours."""
+    training = Training(precision="bf16" if ON_GPU else "fp32", fp8=fp8, global_batch=1)  # type: ignore[arg-type]
+    memory = Memory(recompute="full")
+    trainer = Trainer(random_model(hf, ModelOptions.of(training, memory), length), hf, Parallel(), training, memory)
+    pack = random_pack([length], hf.shape.vocabulary)
+    return lambda: trainer.step([pack], 1e-5)
+
+
+def transformers(hf: HFModel, length: int) -> Callable[[], object]:
+    """One step of plain transformers: the same model, its own attention and loss, torch's fused AdamW, fp32 weights."""
+    device = "cuda" if ON_GPU else "cpu"
+    config = AutoConfig.from_pretrained(str(hf.folder))
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").to(device).train()
+    model.gradient_checkpointing_enable()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    ids = torch.from_numpy(random_pack([length], hf.shape.vocabulary).ids).long()[None].to(device)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device, torch.bfloat16, enabled=ON_GPU):
+            loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    return step
+
+
+def measure(make: Callable[[], Callable[[], object]], steps: int) -> tuple[float, float] | str:
+    """Median seconds of a step, and peak GiB (0 on a CPU); or why there is no number."""
+    gc.collect()
+    if ON_GPU:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        step = make()
+        times = []
+        for number in range(steps + 1):
+            start = time.monotonic()
+            step()
+            if ON_GPU:
+                torch.cuda.synchronize()
+            if number:  # the first warms up
+                times.append(time.monotonic() - start)
+    except torch.OutOfMemoryError:
+        return "out of memory"
+    return statistics.median(times), torch.cuda.max_memory_allocated() / GIB if ON_GPU else 0.0
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="0.6B" if ON_GPU else "5M")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[8192, 32_768, 65_536] if ON_GPU else [512, 1024])
+    parser.add_argument("--fp8", nargs="*", default=["tensorwise", "delayed"] if ON_GPU else [], help="FP8 recipes")
+    parser.add_argument("--steps", type=int, default=5)
+    args = parser.parse_args()
+    print(torch.cuda.get_device_name() if ON_GPU else "CPU", f"torch {torch.__version__}, Qwen3 {args.size}")
+    print(f"{'tokens':>7} {'what':>18} {'ms a step':>10} {'tokens/s':>10} {'TFLOP/s':>8} {'of peak':>8} {'GiB':>6}")
+    with tempfile.TemporaryDirectory() as folder, process_groups(Parallel(), 0):
+        hf = qwen3(Path(folder), **SIZES[args.size])
+        for length in args.lengths:
+            contenders: dict[str, Callable[[], Callable[[], object]]] = {
+                "transformers": lambda length=length: transformers(hf, length),  # type: ignore[misc]
+                "Megatron bf16" if ON_GPU else "Megatron fp32": lambda length=length: megatron(hf, length, None),  # type: ignore[misc]
+            }
+            for fp8 in args.fp8:
+                contenders[f"Megatron {fp8}"] = lambda length=length, fp8=fp8: megatron(hf, length, fp8)  # type: ignore[misc]
+            for name, make in contenders.items():
+                print_row(length, name, measure(make, args.steps), training_flops(hf.shape, [length]))
+
+
+def print_row(length: int, name: str, found: tuple[float, float] | str, flops: float) -> None:
+    """One line of the table."""
+    if isinstance(found, str):
+        print(f"{length:>7} {name:>18} {found:>10}", flush=True)
+        return
+    seconds, memory = found
+    peak = peak_flops(fp8=False)
+    share = f"{flops / seconds / peak:.1%}" if peak else ""
+    print(
+        f"{length:>7} {name:>18} {seconds * 1e3:>10.1f} {length / seconds:>10,.0f} {flops / seconds / 1e12:>8.3f} {share:>8} "
+        f"{memory:>6.1f}",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""One save of a sharded state: snapshotted, written aside by a thread, then renamed.
+
+Megatron plans who writes what. The writing and the end are done here: Megatron's own lose the reason why the system refused a
+write, and leave the other ranks waiting where rank 0 alone can't write its part. A thread, since a process of its own would
+outlive a killed rank.
+"""
+
+from __future__ import annotations
+
+import queue
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+from torch.distributed.checkpoint.storage import WriteResult
+
+from dasd_megatron.artifacts.files import disk_error, sync
+from dasd_megatron.errors import UserError
+from dasd_megatron.training.distributed import agree
+
+# Megatron's writer makes a queue in a process of its own, which nothing here uses and a killed rank would leave behind.
+filesystem_async._results_queue = queue.Queue()
+
+
+class Save:
+    """A save under way. Made and finished on every rank; in between the state may change, and training goes on."""
+
+    def __init__(self, state: dict[str, Any], folder: Path) -> None:
+        self._folder, self._aside = folder, _aside(folder)
+        failure: UserError | None = None
+        if dist.get_rank() == 0:
+            try:
+                shutil.rmtree(self._aside, ignore_errors=True)
+                self._aside.mkdir(parents=True)
+            except OSError as error:
+                failure = disk_error(self._aside, error)
+        agree(failure)
+        self._plan = _Plan()
+        dist_checkpointing.save(
+            state, str(self._aside), sharded_strategy=self._plan, async_sharded_save=True, async_strategy="mcore"
+        )
+        self._written: list[WriteResult] = []
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(target=self._write, args=(_snapshot(self._plan.writer),), name=folder.name)
+        self._thread.start()
+
+    @property
+    def writing(self) -> bool:
+        """Whether this rank's files are still being written."""
+        return self._thread.is_alive()
+
+    def finish(self) -> None:
+        """Waits for every rank's files and gives the folder its name. Raises UserError on every rank if one can't write."""
+        self._thread.join()
+        outcomes: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+        dist.gather_object(self._outcome(), outcomes)
+        agree(self._commit(outcomes) if outcomes is not None else None)
+
+    def _write(self, buckets: list[Any]) -> None:
+        try:
+            for place, bucket in enumerate(buckets):
+                _, result = self._plan.writer.write_preloaded_data(
+                    [self._plan.writer.transforms], place, bucket, None, None, use_fsync=False
+                )
+                if isinstance(result, Exception):
+                    raise result
+                sync(Path(bucket[0]))  # Megatron's fsync comes before its last buffer is flushed
+                self._written += result
+        except Exception as error:  # raised again in `finish`
+            self._failure = error
+
+    def _outcome(self) -> list[WriteResult] | UserError:
+        """What this rank wrote, or why the system refused."""
+        if self._failure is None:
+            return self._written
+        reason: BaseException | None = self._failure
+        while reason is not None and not isinstance(reason, OSError):  # torch's writer raises its own on top of it
+            reason = reason.__cause__ or reason.__context__
+        if reason is None:
+            raise self._failure
+        return disk_error(self._folder, reason)
+
+    def _commit(self, outcomes: list[Any]) -> UserError | None:
+        failure = next((outcome for outcome in outcomes if isinstance(outcome, UserError)), None)
+        if failure is None:
+            try:
+                self._plan.writer.finish(self._plan.metadata, outcomes)
+                save_config(CheckpointingConfig(self._plan.backend, self._plan.version), str(self._aside))
+                sync(self._aside / "metadata.json")
+                sync(self._aside)
+                shutil.rmtree(self._folder, ignore_errors=True)
+                self._aside.rename(self._folder)
+                sync(self._folder.parent)
+            except OSError as error:
+                failure = disk_error(self._folder, error)
+        if failure is not None:
+            shutil.rmtree(self._aside, ignore_errors=True)
+        return failure
+
+
+def remove(folder: Path) -> None:
+    """Removes a saved folder. It loses its name first, so that one half removed is never taken for a whole one."""
+    aside = _aside(folder)
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+    shutil.rmtree(aside)
+
+
+class _Plan(TorchDistSaveShardedStrategy):  # type: ignore[misc]
+    """Megatron's plan of a save, kept instead of carried out."""
+
+    writer: Any
+    metadata: Any
+
+    def _get_save_and_finalize_callbacks(self, writer: Any, planned: tuple[Any, ...], strategy: str) -> AsyncRequest:
+        self.writer, self.metadata = writer, planned[1]
+        return AsyncRequest(None, (), [])
+
+
+def _snapshot(writer: Any) -> list[Any]:
+    """What this rank is to write, in memory that training doesn't touch; called while training stands still."""
+    snapshot = []
+    staged = writer.preload_tensors(writer.write_buckets)  # copies from GPU to host
+    for (path, key, (objects, tensors)), (_, _, (_, live)) in zip(staged, writer.write_buckets, strict=True):
+        copies = [
+            (item, tensor.clone() if tensor is original else tensor)  # in host memory already: not copied yet
+            for (item, tensor), (_, original) in zip(tensors, live, strict=True)
+        ]
+        snapshot.append((path, key, (objects, copies)))
+        live.clear()  # state that was gathered for this save alone takes no GPU memory from here on
+    return snapshot
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.tmp")

@@ -1,0 +1,119 @@
+"""Optimizer steps on packs: one rank's part, the same code in every layout."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from conversion.hf_model import HFModel
+from dasd_megatron.recipe.schema import Memory, Parallel, Training
+from dasd_megatron.training import platform
+
+platform.prepare()
+
+from megatron.core import parallel_state  # noqa: E402
+from megatron.core.models.gpt import GPTModel  # noqa: E402
+from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E402
+
+from dasd_megatron.recipe.padding import alignment  # noqa: E402
+from dasd_megatron.training.data import MicroBatch, Pack, make_micro_batches  # noqa: E402
+from dasd_megatron.training.loss import loss_sum  # noqa: E402
+from dasd_megatron.training.model import padding_mask, unwrap  # noqa: E402
+from dasd_megatron.training.optimizer import build_optimizer, set_rates, wrap_model  # noqa: E402
+
+
+class NotFinite(Exception):
+    """A loss or gradient norm that is no number; nothing was updated. Raised on every rank."""
+
+
+class Trainer:
+    """Model chunks, their gradients and optimizer."""
+
+    def __init__(
+        self, chunks: Sequence[GPTModel], hf: HFModel, parallel: Parallel, training: Training, memory: Memory
+    ) -> None:
+        """`chunks` hold the weights to start from: the optimizer's master weights are copied from them here."""
+        self.hf, self.parallel, self.training = hf, parallel, training
+        self.align = alignment(parallel, training.fp8)
+        self.ddp = wrap_model(chunks, parallel.distributed_optimizer)
+        self.optimizer = build_optimizer(self.ddp, training, parallel, memory)
+        self._device = next(chunks[0].parameters()).device
+        self._forward_backward = get_forward_backward_func()
+
+    def step(self, packs: Sequence[Pack], learning_rate: float) -> tuple[float, float]:
+        """One update on this data-parallel rank's packs of the global batch, a micro-batch each.
+
+        Returns loss (token mean over the global batch, in nats) and gradient norm (before clipping), the same on every rank.
+        Raises NotFinite.
+        """
+        set_rates(self.optimizer, learning_rate, self.training.weight_decay)
+        for chunk in self.ddp:
+            chunk.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        context_rank = parallel_state.get_context_parallel_rank()
+        batches = make_micro_batches(packs, self.align, self.parallel.context, context_rank)
+        outputs = self._forward_backward(
+            forward_step_func=self._forward,
+            data_iterator=[iter(batches) for _ in self.ddp],
+            model=self.ddp,
+            num_microbatches=len(batches),
+            seq_length=batches[0].input_ids.shape[1] * self.parallel.context,
+            micro_batch_size=1,
+            forward_only=False,
+        )
+        loss = self._mean_loss(outputs)
+        if not math.isfinite(loss):
+            raise NotFinite(f"the loss is {loss}")
+        with platform.optimizer_checks():
+            updated, grad_norm, _ = self.optimizer.step()
+        if not updated or not math.isfinite(grad_norm):
+            raise NotFinite(f"the gradient norm is {grad_norm}")
+        return loss, float(grad_norm)
+
+    def _forward(self, batches: Iterator[MicroBatch], chunk: torch.nn.Module) -> tuple[torch.Tensor, Any]:
+        """Megatron's forward step: the chunk's output (of the last one, the summed loss), and what makes it a loss."""
+        batch = next(batches).to(self._device)
+        output = chunk(
+            batch.input_ids,
+            batch.position_ids,
+            attention_mask=None,
+            packed_seq_params=batch.documents,
+            output_processor=partial(self._loss, batch),
+            padding_mask=padding_mask(batch, unwrap(chunk)) if self.hf.shape.experts else None,
+        )
+        return output, partial(_per_token_loss, batch)
+
+    def _loss(self, batch: MicroBatch, hidden_states: torch.Tensor, **helpers: Any) -> torch.Tensor:
+        """Output of the last chunk, from its hidden states (Megatron's `output_processor`)."""
+        weight = helpers["output_weight"]  # of tied embeddings
+        return loss_sum(
+            hidden_states,
+            helpers["output_layer"].weight if weight is None else weight,
+            batch.labels,
+            batch.loss_mask,
+            self.hf.shape.vocabulary,
+            self.parallel.splits_sequence,
+        )
+
+    def _mean_loss(self, outputs: list[dict[str, torch.Tensor]]) -> float:
+        """Token mean over the global batch, the same on every rank."""
+        sums = torch.zeros(2, dtype=torch.float64)
+        for output in outputs:  # empty on all but the last pipeline stage
+            sums += torch.stack([output["loss"], output["targets"]]).double().cpu()
+        if parallel_state.get_tensor_model_parallel_rank() != 0:
+            sums.zero_()  # tensor-parallel ranks hold the same loss
+        dist.all_reduce(sums)
+        return float(sums[0] / sums[1].clamp(min=1))
+
+
+def _per_token_loss(
+    batch: MicroBatch, loss: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """What Megatron's schedules take under `calculate_per_token_loss`: summed loss, number of targets, what to log."""
+    targets = batch.loss_mask.sum()
+    return loss, targets.to(torch.int), {"loss": loss.detach(), "targets": targets}

@@ -1,0 +1,32 @@
+"""How much of the machine a training step uses."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+import torch
+
+from dasd_megatron.recipe.estimate import GPUS
+from dasd_megatron.training.distributed import largest
+
+
+def memory_gib() -> float:
+    """Peak memory of the rank that needs most: on a GPU the allocator's, else the process's. Called on every rank."""
+    if torch.cuda.is_available():
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return largest(peak)[0] / 2**30
+
+
+def peak_flops(fp8: bool) -> float | None:
+    """Peak FLOP/s of this GPU's matrix products; None on a CPU, or where the GPU isn't known."""
+    if not torch.cuda.is_available():
+        return None
+    name = torch.cuda.get_device_name().lower()
+    gpu = next((peaks for known, peaks in GPUS.items() if known in name), None)
+    if gpu is None:
+        return None
+    bf16, eight_bit, _ = gpu
+    return eight_bit if fp8 and eight_bit is not None else bf16

@@ -1,0 +1,33 @@
+"""Tests on one GPU, of Hopper's generation or newer: pytest tests/gpu. They skip where there is none."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from dasd_megatron.recipe.schema import Parallel
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    missing = None
+    if not torch.cuda.is_available():
+        missing = "no GPU"
+    elif importlib.util.find_spec("transformer_engine") is None:
+        missing = "Transformer Engine isn't installed"
+    for item in items:
+        if "tests/gpu" in item.nodeid:
+            item.add_marker(pytest.mark.gpu)
+            if missing is not None:
+                item.add_marker(pytest.mark.skip(reason=missing))
+
+
+@pytest.fixture
+def one_rank() -> Iterator[None]:
+    """Process groups of a single rank."""
+    from dasd_megatron.training.distributed import process_groups
+
+    with process_groups(Parallel(), 0):
+        yield

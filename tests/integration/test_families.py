@@ -1,0 +1,174 @@
+"""Models of every family against transformers, and to Megatron's format and back."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from conversion.convert import export_hf, import_hf
+from conversion.hf_model import HFModel
+from dasd_megatron.errors import UserError
+from dasd_megatron.recipe.padding import Alignment
+from dasd_megatron.recipe.schema import Parallel
+from dasd_megatron.training.checkpoint import load_weights
+from dasd_megatron.training.data import MicroBatch, Pack, make_micro_batches
+from dasd_megatron.training.distributed import process_groups
+from dasd_megatron.training.loss import loss_sum
+from dasd_megatron.training.model import ModelOptions, build_model, named_weights
+from tests.conftest import ROOT, TOY
+from tests.models import CONTEXT, tiny_model
+
+
+def random_pack(lengths: list[int], vocabulary: int, seed: int = 0) -> Pack:
+    generator = np.random.default_rng(seed)
+    ids = generator.integers(0, vocabulary, sum(lengths)).astype(np.int32)
+    return Pack(ids, generator.random(sum(lengths)) < 0.7, lengths)
+
+
+def micro_batch(pack: Pack) -> MicroBatch:
+    """With a tail of padding."""
+    return make_micro_batches([pack], Alignment(1, 16))[0]
+
+
+def logits_of(model: Any, batch: MicroBatch) -> torch.Tensor:
+    output = model(
+        batch.input_ids,
+        batch.position_ids,
+        attention_mask=None,
+        packed_seq_params=batch.documents,
+        padding_mask=batch.padding,
+    )
+    return output[0]
+
+
+def loss_of(model: Any, batch: MicroBatch, vocabulary: int) -> torch.Tensor:
+    def loss(hidden_states: torch.Tensor, output_layer: Any, output_weight: Any, **_: Any) -> torch.Tensor:
+        weight = output_layer.weight if output_weight is None else output_weight
+        return loss_sum(hidden_states, weight, batch.labels, batch.loss_mask, vocabulary, sequence_parallel=False)
+
+    return model(
+        batch.input_ids,
+        batch.position_ids,
+        attention_mask=None,
+        packed_seq_params=batch.documents,
+        output_processor=loss,
+        padding_mask=batch.padding,
+    )
+
+
+YARN = {"rope_type": "yarn", "rope_theta": 5000.0, "factor": 8.0, "original_max_position_embeddings": 64}
+MODELS: dict[str, dict[str, Any]] = {
+    "qwen3": {},
+    "qwen3-tied": {"tied": True},
+    "qwen3-yarn": {"rope_parameters": YARN},
+    "qwen3-linear": {"rope_parameters": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0}},
+    "qwen3_moe": {},
+    "qwen3_moe-not-renormalised": {"norm_topk_prob": False},
+    "qwen2": {},
+    "qwen2-tied": {"tied": True},
+    "llama": {},
+}
+
+
+@pytest.fixture(params=["teacher", "student", *MODELS])
+def model_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    if request.param in ("teacher", "student"):
+        return TOY / request.param
+    return tiny_model(tmp_path / "hf", request.param.split("-")[0], **MODELS[request.param])
+
+
+LENGTHS = [3, 40, 1, 17, 5, 160]
+
+
+def test_logits_loss_and_gradients_equal_transformers(model_folder: Path, tmp_path: Path) -> None:
+    """fp32; a pack against transformers on each of its documents alone."""
+    from transformers import AutoModelForCausalLM
+
+    reference = AutoModelForCausalLM.from_pretrained(str(model_folder), dtype=torch.float32)
+    reference.model.embed_tokens.padding_idx = None  # transformers gives the pad token's embedding no gradient
+    hf = HFModel(model_folder)
+    import_hf(model_folder, tmp_path / "megatron")
+    batch = micro_batch(random_pack(LENGTHS, hf.shape.vocabulary))
+    with process_groups(Parallel(), 0):
+        chunks = build_model(hf, Parallel(), ModelOptions(moe_aux_loss_coeff=0.0), CONTEXT)
+        load_weights(chunks, tmp_path / "megatron")
+        with torch.no_grad():
+            logits = logits_of(chunks[0], batch)
+        total, targets = loss_of(chunks[0], batch, hf.shape.vocabulary), batch.loss_mask.sum()
+        (total / targets).backward()
+        gradients = {name: parameter.grad for name, parameter in named_weights(chunks)}
+
+    losses = torch.zeros(())
+    for start, end in pairwise([0, *np.cumsum(LENGTHS).tolist()]):
+        expected = reference(input_ids=batch.input_ids[:, start:end]).logits[0]
+        # Different order of summation in attention and MLP, at fp32 resolution.
+        torch.testing.assert_close(logits[start:end], expected.detach(), atol=1e-4, rtol=0)
+        loss = torch.nn.functional.cross_entropy(expected, batch.labels[0, start:end], reduction="none")
+        losses = losses + (loss * batch.loss_mask[0, start:end]).sum()
+    (losses / targets).backward()
+    torch.testing.assert_close(total, losses, atol=0, rtol=1e-5)
+
+    theirs = hf_gradients(reference)
+    squares = {"difference": 0.0, "all": 0.0}
+    for name, hf_names, entry in hf.family.entries(hf.shape):
+        for hf_name, ours in zip(hf_names, entry.to_hf(gradients.pop(name), hf.shape), strict=True):
+            expected = theirs.pop(hf_name)
+            squares["difference"] += float((ours - expected).square().sum())
+            squares["all"] += float(expected.square().sum())
+            # A gradient that is zero but for rounding has no relative error.
+            assert float((ours - expected).norm()) < 1e-5 * max(float(expected.norm()), 1e-3), hf_name
+    assert not gradients
+    assert not theirs
+    assert (squares["difference"] / squares["all"]) ** 0.5 < 1e-5
+
+
+def hf_gradients(model: Any) -> dict[str, torch.Tensor]:
+    """By the names in files: transformers puts the experts of a layer into one parameter."""
+    gradients: dict[str, torch.Tensor] = {}
+    for name, parameter in model.named_parameters():
+        prefix, _, last = name.rpartition(".")
+        if last == "gate_up_proj":
+            for expert, gradient in enumerate(parameter.grad):
+                gate, up = gradient.chunk(2)
+                gradients |= {f"{prefix}.{expert}.gate_proj.weight": gate, f"{prefix}.{expert}.up_proj.weight": up}
+        elif last == "down_proj" and parameter.ndim == 3:
+            gradients |= {f"{prefix}.{expert}.down_proj.weight": grad for expert, grad in enumerate(parameter.grad)}
+        else:
+            gradients[name] = parameter.grad
+    return gradients
+
+
+def test_round_trip_is_bit_equal(model_folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    import_hf(model_folder, tmp_path / "megatron")
+    export_hf(tmp_path / "megatron", model_folder, tmp_path / "hf-again")
+    before, after = (load_file(folder / "model.safetensors") for folder in (model_folder, tmp_path / "hf-again"))
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert torch.equal(tensor, after[name]), name
+    assert json.loads((tmp_path / "hf-again" / "config.json").read_text()) == HFModel(model_folder).config
+
+
+def test_checkpoint_of_another_model(tmp_path: Path) -> None:
+    import_hf(tiny_model(tmp_path / "hf"), tmp_path / "checkpoint")
+    other = tiny_model(tmp_path / "other", hidden_size=64)
+    with pytest.raises(UserError, match="can't be loaded as a checkpoint of this model"):
+        export_hf(tmp_path / "checkpoint", other, tmp_path / "out")
+
+
+def test_export_to_an_existing_folder_is_refused(tmp_path: Path) -> None:
+    command = [sys.executable, "tools/convert.py", "export", "--megatron", "checkpoint"]
+    command += ["--like", str(TOY / "student"), "--hf", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "exists already" in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -17,13 +17,9 @@ import time
 
 import torch
 
-from dasd_megatron.training import platform
-
-platform.prepare()
-
-from dasd_megatron.recipe.schema import Parallel  # noqa: E402
-from dasd_megatron.training.distributed import process_groups  # noqa: E402
-from dasd_megatron.training.loss import loss_sum  # noqa: E402
+from dasd_megatron.recipe.schema import Parallel
+from dasd_megatron.training.distributed import process_groups
+from dasd_megatron.training.loss import loss_sum
 
 
 def measure(tokens: int, vocabulary: int, hidden: int, eager: bool) -> dict[str, float]:

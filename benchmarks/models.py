@@ -10,15 +10,9 @@ import numpy as np
 import torch
 
 from conversion.hf_model import HFModel
-from dasd_megatron.training import platform
-
-platform.prepare()
-
-from megatron.core.models.gpt import GPTModel  # noqa: E402
-
-from dasd_megatron.recipe.schema import Parallel  # noqa: E402
-from dasd_megatron.training.data import Pack  # noqa: E402
-from dasd_megatron.training.model import ModelOptions, build_model  # noqa: E402
+from dasd_megatron.recipe.schema import Parallel
+from dasd_megatron.training.data import Pack
+from dasd_megatron.training.model import ModelOptions, build_model
 
 
 def qwen3(folder: Path, **fields: Any) -> HFModel:
@@ -44,7 +38,7 @@ def qwen3(folder: Path, **fields: Any) -> HFModel:
     return HFModel(folder)
 
 
-def random_model(hf: HFModel, options: ModelOptions, length: int) -> list[GPTModel]:
+def random_model(hf: HFModel, options: ModelOptions, length: int) -> list[Any]:
     """The Megatron model with random weights, in one process."""
     chunks = build_model(hf, Parallel(), options, length)
     torch.manual_seed(0)

@@ -14,13 +14,9 @@ from conversion.hf_model import INDEX, HFModel
 from dasd_megatron.artifacts.files import disk_error, write_json
 from dasd_megatron.errors import UserError
 from dasd_megatron.recipe.schema import Parallel
-from dasd_megatron.training import platform
-
-platform.prepare()
-
-from dasd_megatron.training.checkpoint import load_weights, save_weights  # noqa: E402
-from dasd_megatron.training.distributed import process_groups  # noqa: E402
-from dasd_megatron.training.model import ModelOptions, build_model, named_weights  # noqa: E402
+from dasd_megatron.training.checkpoint import load_weights, save_weights
+from dasd_megatron.training.distributed import process_groups
+from dasd_megatron.training.model import ModelOptions, build_model, named_weights
 
 # Files of a model folder besides config and weights that a tokenizer and generation need.
 CARRIED = (

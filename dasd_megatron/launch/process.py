@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from dasd_megatron.errors import Stopped
-from dasd_megatron.training.stop import handled_by
+from dasd_megatron.stop import handled_by
 
 # Environment variable that names the process that started the run.
 LAUNCHER = "DASD_LAUNCHER_PID"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dasd_megatron.errors import UserError
-from dasd_megatron.recipe.schema import Parallel, Training
+from dasd_megatron.recipe.schema import Memory, Parallel, Training
 from dasd_megatron.recipe.shape import Shape
 
 # What all dimensions of a matrix product in FP8 must divide by, after the split over ranks: scales are shared by so many.
@@ -18,9 +18,17 @@ FP8_MULTIPLE = {"delayed": 16, "tensorwise": 16, "blockwise": 128, "mxfp8": 32}
 SUGGESTIONS = 3
 
 
-def check_layout(config: Mapping[str, Any], folder: Path, parallel: Parallel, training: Training) -> None:
-    """Raises UserError when the model, batch or precision can't be split as `parallel` says; names layouts that can."""
+def check_layout(
+    config: Mapping[str, Any], folder: Path, parallel: Parallel, training: Training, memory: Memory
+) -> None:
+    """Raises UserError when the model, batch or precision can't be split as `parallel` says; names layouts that can.
+
+    Or when a setting of `training` or `memory` goes with no model or layout like this.
+    """
     model = Shape.of(config, folder)
+    setting = next(_setting_problems(model, parallel, training, memory), None)
+    if setting is not None:
+        raise UserError(f"{setting} ({folder})")
     problem = next(_problems(model, parallel, training), None)
     if problem is None:
         return
@@ -82,6 +90,19 @@ def _problems(model: Shape, parallel: Parallel, training: Training) -> Iterator[
     yield from _expert_problems(model, parallel)
     if training.fp8 is not None:
         yield from _fp8_problems(model, parallel, training.fp8)
+
+
+def _setting_problems(model: Shape, parallel: Parallel, training: Training, memory: Memory) -> Iterator[str]:
+    """Settings that this model or layout can't be trained with."""
+    if training.moe_aux_loss_coeff is not None and not model.experts:
+        yield f"training.moe_aux_loss_coeff={training.moe_aux_loss_coeff} needs a mixture of experts; this model has none"
+    if 2 * training.fp8_bf16_layers >= model.layers:
+        yield f"training.fp8_bf16_layers={training.fp8_bf16_layers} at each end leaves none of {model.layers} layers in FP8"
+    chunk = model.layers // (parallel.pipeline * parallel.virtual_pipeline)
+    if memory.recompute_layers is not None and memory.recompute_layers > chunk:
+        yield f"memory.recompute_layers={memory.recompute_layers}, but a model chunk has {chunk} layers"
+    if memory.offload_optimizer and not parallel.distributed_optimizer:
+        yield f"memory.offload_optimizer={memory.offload_optimizer} needs parallel.distributed_optimizer: true"
 
 
 def _expert_problems(model: Shape, parallel: Parallel) -> Iterator[str]:

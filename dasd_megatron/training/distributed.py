@@ -29,11 +29,7 @@ def process_groups(parallel: Parallel, seed: int) -> Iterator[None]:
         )
     on_gpu = torch.cuda.is_available()
     if on_gpu:
-        local, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
-        if local > gpus:
-            raise UserError(
-                f"{local} ranks were started on a machine with {gpus} GPUs; make parallel smaller ({parallel})"
-            )
+        check_gpus(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count(), parallel)
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     if world_size == 1 and "MASTER_ADDR" not in os.environ:
@@ -45,6 +41,15 @@ def process_groups(parallel: Parallel, seed: int) -> Iterator[None]:
             yield
     finally:
         dist.destroy_process_group()
+
+
+def check_gpus(ranks: int, gpus: int, parallel: Parallel) -> None:
+    """Raises UserError when a machine has fewer GPUs than ranks that were started on it."""
+    if ranks > gpus:
+        raise UserError(
+            f"parallel ({parallel}): {ranks} ranks were started on a machine with {gpus} GPUs; make it smaller, or use more "
+            "machines"
+        )
 
 
 @contextlib.contextmanager

@@ -9,19 +9,14 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from megatron.core.models.gpt import GPTModel
 
 from conversion.hf_model import HFModel
 from dasd_megatron.recipe.estimate import parameter_count, stage_parameters
 from dasd_megatron.recipe.padding import alignment
 from dasd_megatron.recipe.schema import Memory, Parallel, Training
-from dasd_megatron.training import platform
-
-platform.prepare()
-
-from megatron.core.models.gpt import GPTModel  # noqa: E402
-
-from dasd_megatron.training.distributed import model_parallel  # noqa: E402
-from dasd_megatron.training.model import ModelOptions, build_model  # noqa: E402
+from dasd_megatron.training.distributed import model_parallel
+from dasd_megatron.training.model import ModelOptions, build_model
 
 
 def dry_run(model: Path, parallel: Parallel, training: Training, memory: Memory) -> None:

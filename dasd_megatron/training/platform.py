@@ -28,7 +28,7 @@ def prepare() -> None:
     if _installed or torch.cuda.is_available():
         return
     if any(name.startswith("megatron.core") for name in sys.modules):
-        raise RuntimeError("platform.prepare() has to come before the first import of megatron")
+        raise RuntimeError("import dasd_megatron.training before megatron")
     _installed = True
     # At every start Megatron warns of each GPU library that a machine without a GPU lacks.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")

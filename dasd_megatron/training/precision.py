@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import torch
 
 from dasd_megatron.errors import UserError
-from dasd_megatron.recipe.schema import Training
 
 # FP8 recipe -> least compute capability, and the generation that has it.
 CAPABILITY = {
@@ -16,22 +17,24 @@ CAPABILITY = {
 }
 
 
-def check_precision(training: Training) -> None:
+def check_precision(fp8: str | None) -> None:
     """Raises UserError where `training.fp8` needs hardware or software that isn't here."""
-    if training.fp8 is None:
+    if fp8 is None:
         return
-    if not torch.cuda.is_available():
-        raise UserError(f"training.fp8={training.fp8} needs a GPU, and this machine has none; set training.fp8=null")
-    needed, generation = CAPABILITY[training.fp8]
-    found = torch.cuda.get_device_capability()
-    if found < needed:
-        raise UserError(
-            f"training.fp8={training.fp8} needs a GPU of compute capability {needed[0]}.{needed[1]} ({generation}) or newer; "
-            f"{torch.cuda.get_device_name()} has {found[0]}.{found[1]}"
+    found = torch.cuda.get_device_capability() if torch.cuda.is_available() else None
+    problem = fp8_problem(fp8, found, importlib.util.find_spec("transformer_engine") is not None)
+    if problem is not None:
+        raise UserError(f"training.fp8={fp8} {problem}; set training.fp8=null to train in bf16")
+
+
+def fp8_problem(fp8: str, capability: tuple[int, int] | None, transformer_engine: bool) -> str | None:
+    """What an FP8 recipe lacks on a GPU of this compute capability (None: no GPU); None where it can be used."""
+    if capability is None:
+        return "needs a GPU, and this machine has none"
+    needed, generation = CAPABILITY[fp8]
+    if capability < needed:
+        return (
+            f"needs a GPU of compute capability {needed[0]}.{needed[1]} ({generation}) or newer, and this one's is "
+            f"{capability[0]}.{capability[1]}"
         )
-    try:
-        import transformer_engine.pytorch  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f"training.fp8={training.fp8} needs Transformer Engine, which can't be imported: {error}"
-        ) from None
+    return None if transformer_engine else "needs Transformer Engine, which isn't installed"

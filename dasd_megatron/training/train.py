@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import torch.distributed as dist
+from megatron.core import parallel_state
 
 from conversion.hf_model import HFModel
 from dasd_megatron.errors import Stopped, UserError
@@ -15,22 +16,16 @@ from dasd_megatron.recipe.estimate import training_flops
 from dasd_megatron.recipe.layout import check_layout
 from dasd_megatron.recipe.schema import Memory, Parallel, Training
 from dasd_megatron.step import StepContext
-from dasd_megatron.training import platform
-from dasd_megatron.training.stop import StopRequest, stop_requests
-
-platform.prepare()
-
-from megatron.core import parallel_state  # noqa: E402
-
-from dasd_megatron.training import checkpoint  # noqa: E402
-from dasd_megatron.training.data import Packs  # noqa: E402
-from dasd_megatron.training.distributed import largest, process_groups  # noqa: E402
-from dasd_megatron.training.model import ModelOptions, build_model  # noqa: E402
-from dasd_megatron.training.precision import check_precision  # noqa: E402
-from dasd_megatron.training.schedule import learning_rate  # noqa: E402
-from dasd_megatron.training.step_log import StepLog  # noqa: E402
-from dasd_megatron.training.trainer import NotFinite, Trainer  # noqa: E402
-from dasd_megatron.training.usage import memory_gib, peak_flops  # noqa: E402
+from dasd_megatron.stop import StopRequest, stop_requests
+from dasd_megatron.training import checkpoint
+from dasd_megatron.training.data import Packs
+from dasd_megatron.training.distributed import largest, process_groups
+from dasd_megatron.training.model import ModelOptions, build_model
+from dasd_megatron.training.precision import check_precision
+from dasd_megatron.training.schedule import learning_rate
+from dasd_megatron.training.step_log import StepLog
+from dasd_megatron.training.trainer import NotFinite, Trainer
+from dasd_megatron.training.usage import memory_gib, peak_flops
 
 # Inside a training artifact: weights of the finished stage.
 CHECKPOINT = "checkpoint"
@@ -40,8 +35,8 @@ def run(context: StepContext) -> dict[str, Any]:
     """Trains the stage, going on from the newest checkpoint of a killed run."""
     parallel, training = Parallel(**context.execution["parallel"]), Training(**context.config["training"])
     hf = HFModel(context.inputs["model"])
-    check_layout(hf.config, hf.folder, parallel, training)
-    check_precision(training)
+    check_layout(hf.config, hf.folder, parallel, training, Memory(**context.execution["memory"]))
+    check_precision(training.fp8)
     with stop_requests() as stop, process_groups(parallel, context.config["seed"]):
         return Stage(context, hf, parallel, training).run(stop)
 
@@ -118,7 +113,7 @@ class Stage:
         own = samples[parallel_state.get_data_parallel_rank() :: ranks]
         rate = learning_rate(step - 1, self.steps, self.training)
         try:
-            loss, grad_norm = self.trainer.step([self.packs.pack(sample) for sample in own], rate)
+            result = self.trainer.step([self.packs.pack(sample) for sample in own], rate)
         except NotFinite as problem:
             documents = ", ".join(uuid for sample in samples for uuid in self.packs.uuids(sample))
             raise UserError(
@@ -128,10 +123,10 @@ class Stage:
         lengths = [length for sample in samples for length in self.packs.attended_lengths(sample)]
         seconds = time.monotonic() - start
         flops = training_flops(self.trainer.hf.shape, lengths) / seconds / dist.get_world_size()
-        line = {
+        line: dict[str, Any] = {
             "step": step,
-            "loss": loss,
-            "grad_norm": grad_norm,
+            "loss": result.loss,
+            "grad_norm": result.grad_norm,
             "lr": rate,
             "tokens": sum(lengths),
             "seconds": round(seconds, 4),
@@ -139,5 +134,9 @@ class Stage:
             "tflops_per_rank": round(flops / 1e12, 4),  # of the model: recomputation and padding don't count
             "memory_gib": round(memory_gib(), 3),  # the peak of the fullest rank
         }
+        if result.load_balancing_loss is not None:
+            line["load_balancing_loss"] = result.load_balancing_loss
         peak = peak_flops(self.training.fp8 is not None)
-        return line if peak is None else line | {"share_of_peak": round(flops / peak, 4)}
+        if peak is not None:
+            line["share_of_peak"] = round(flops / peak, 4)
+        return line

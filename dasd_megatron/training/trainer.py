@@ -4,31 +4,45 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.transformer.moe.moe_logging import get_moe_metrics_tracker
 
 from conversion.hf_model import HFModel
+from dasd_megatron.recipe.padding import alignment
 from dasd_megatron.recipe.schema import Memory, Parallel, Training
 from dasd_megatron.training import platform
-
-platform.prepare()
-
-from megatron.core import parallel_state  # noqa: E402
-from megatron.core.models.gpt import GPTModel  # noqa: E402
-from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E402
-
-from dasd_megatron.recipe.padding import alignment  # noqa: E402
-from dasd_megatron.training.data import MicroBatch, Pack, make_micro_batches  # noqa: E402
-from dasd_megatron.training.loss import loss_sum  # noqa: E402
-from dasd_megatron.training.model import padding_mask, unwrap  # noqa: E402
-from dasd_megatron.training.optimizer import build_optimizer, set_rates, wrap_model  # noqa: E402
+from dasd_megatron.training.data import MicroBatch, Pack, make_micro_batches
+from dasd_megatron.training.loss import loss_sum
+from dasd_megatron.training.model import padding_mask, unwrap
+from dasd_megatron.training.optimizer import build_optimizer, set_rates, wrap_model
 
 
 class NotFinite(Exception):
     """A loss or gradient norm that is no number; nothing was updated. Raised on every rank."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What came of one update, the same on every rank.
+
+    Attributes:
+        loss: token mean over the global batch, in nats.
+        grad_norm: before clipping.
+        load_balancing_loss: mean over packs and layers, 1 where all experts are chosen alike; None in a dense model, or
+            where its weight is 0.
+    """
+
+    loss: float
+    grad_norm: float
+    load_balancing_loss: float | None
 
 
 class Trainer:
@@ -45,12 +59,8 @@ class Trainer:
         self._device = next(chunks[0].parameters()).device
         self._forward_backward = get_forward_backward_func()
 
-    def step(self, packs: Sequence[Pack], learning_rate: float) -> tuple[float, float]:
-        """One update on this data-parallel rank's packs of the global batch, a micro-batch each.
-
-        Returns loss (token mean over the global batch, in nats) and gradient norm (before clipping), the same on every rank.
-        Raises NotFinite.
-        """
+    def step(self, packs: Sequence[Pack], learning_rate: float) -> StepResult:
+        """One update on this data-parallel rank's packs of the global batch, a micro-batch each. Raises NotFinite."""
         set_rates(self.optimizer, learning_rate, self.training.weight_decay)
         for chunk in self.ddp:
             chunk.zero_grad_buffer()
@@ -66,14 +76,14 @@ class Trainer:
             micro_batch_size=1,
             forward_only=False,
         )
-        loss = self._mean_loss(outputs)
+        loss, load_balancing_loss = self._losses(outputs)
         if not math.isfinite(loss):
             raise NotFinite(f"the loss is {loss}")
         with platform.optimizer_checks():
             updated, grad_norm, _ = self.optimizer.step()
         if not updated or not math.isfinite(grad_norm):
             raise NotFinite(f"the gradient norm is {grad_norm}")
-        return loss, float(grad_norm)
+        return StepResult(loss, float(grad_norm), load_balancing_loss)
 
     def _forward(self, batches: Iterator[MicroBatch], chunk: torch.nn.Module) -> tuple[torch.Tensor, Any]:
         """Megatron's forward step: the chunk's output (of the last one, the summed loss), and what makes it a loss."""
@@ -100,15 +110,20 @@ class Trainer:
             self.parallel.splits_sequence,
         )
 
-    def _mean_loss(self, outputs: list[dict[str, torch.Tensor]]) -> float:
-        """Token mean over the global batch, the same on every rank."""
-        sums = torch.zeros(2, dtype=torch.float64)
+    def _losses(self, outputs: list[dict[str, torch.Tensor]]) -> tuple[float, float | None]:
+        """Token mean over the global batch, and the load-balancing loss."""
+        sums = torch.zeros(3, dtype=torch.float64)
         for output in outputs:  # empty on all but the last pipeline stage
-            sums += torch.stack([output["loss"], output["targets"]]).double().cpu()
+            sums[:2] += torch.stack([output["loss"], output["targets"]]).double().cpu()
         if parallel_state.get_tensor_model_parallel_rank() != 0:
             sums.zero_()  # tensor-parallel ranks hold the same loss
+        balance = get_moe_metrics_tracker().metrics.get("load_balancing_loss")
+        if balance is not None:  # this rank's layers and tokens, since it was cleared
+            sums[2] = balance.values.sum().double().cpu()
+            balance.values.zero_()
         dist.all_reduce(sums)
-        return float(sums[0] / sums[1].clamp(min=1))
+        loss = float(sums[0] / sums[1].clamp(min=1))
+        return loss, float(sums[2]) / self.hf.shape.layers / self.training.global_batch if balance else None
 
 
 def _per_token_loss(

@@ -7,12 +7,8 @@ from typing import Any
 import torch
 
 from dasd_megatron.recipe.padding import Alignment
-from dasd_megatron.training import platform
-
-platform.prepare()
-
-from dasd_megatron.training.data import MicroBatch, Pack, make_micro_batches  # noqa: E402
-from dasd_megatron.training.loss import loss_sum  # noqa: E402
+from dasd_megatron.training.data import MicroBatch, Pack, make_micro_batches
+from dasd_megatron.training.loss import loss_sum
 
 
 def aligned_batch(pack: Pack, multiple: int) -> MicroBatch:

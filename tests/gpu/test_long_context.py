@@ -47,9 +47,9 @@ def test_a_step_of_32k_tokens(one_rank: None, tmp_path: Path, recompute: str) ->
     before = torch.cuda.memory_allocated()
     trainer = Trainer(random_model(hf, ModelOptions.of(training, memory), TOKENS), hf, Parallel(), training, memory)
     for seed in range(2):
-        loss, grad_norm = trainer.step([random_pack([20_000, 12_000, 768], 151_936, seed)], 1e-5)
-    assert loss == pytest.approx(math.log(151_936), rel=0.1)
-    assert 0 < grad_norm < math.inf
+        result = trainer.step([random_pack([20_000, 12_000, 768], 151_936, seed)], 1e-5)
+    assert result.loss == pytest.approx(math.log(151_936), rel=0.1)
+    assert 0 < result.grad_norm < math.inf
     measured = torch.cuda.max_memory_allocated() - before
     estimated = rank_memory(hf.shape, Parallel(), training, memory, TOKENS, "gpu").total
     assert estimated == pytest.approx(measured, rel=0.25)

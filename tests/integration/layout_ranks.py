@@ -122,10 +122,8 @@ def isolation(parallel: Parallel, model: str, checkpoint: str, lengths: list[int
 
 if __name__ == "__main__":
     from dasd_megatron.launch.process import die_with_launcher
-    from dasd_megatron.training import platform
 
     die_with_launcher()
-    platform.prepare()
     import torch.distributed as dist
 
     from dasd_megatron.training.distributed import process_groups

@@ -138,15 +138,6 @@ def test_mistakes_have_one_message(arguments: list[str], message: str) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_fp8_needs_a_gpu(tmp_path: Path) -> None:
-    from dasd_megatron.errors import UserError
-    from dasd_megatron.recipe.schema import Training
-    from dasd_megatron.training.precision import check_precision
-
-    with pytest.raises(UserError, match=r"training\.fp8=mxfp8 needs a GPU, and this machine has none"):
-        check_precision(Training(fp8="mxfp8"))
-
-
 def test_numbers_of_each_step(tmp_path: Path) -> None:
     """In steps.jsonl, and the same in TensorBoard's event files."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

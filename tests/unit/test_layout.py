@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dasd_megatron.errors import UserError
 from dasd_megatron.recipe.layout import check_layout, nearest_layouts
-from dasd_megatron.recipe.schema import Parallel, Training
+from dasd_megatron.recipe.schema import Memory, Parallel, Training
 from dasd_megatron.recipe.shape import Shape
 
 DENSE = {
@@ -81,14 +81,14 @@ def test_refusals(
     config: dict[str, Any], parallel: dict[str, Any], training: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError) as refusal:
-        check_layout(config, tmp_path, Parallel(**parallel), Training(**training))
+        check_layout(config, tmp_path, Parallel(**parallel), Training(**training), Memory())
     assert message in str(refusal.value)
     assert "layouts that work: " in str(refusal.value) or "no layout would work" in str(refusal.value)
 
 
 def test_a_refusal_names_the_nearest_layouts_of_as_many_ranks(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="layouts that work: tensor=4, data=2"):
-        check_layout(DENSE, tmp_path, Parallel(tensor=8), Training())
+        check_layout(DENSE, tmp_path, Parallel(tensor=8), Training(), Memory())
 
 
 SIZES = st.sampled_from([1, 2, 3, 4])
@@ -107,9 +107,9 @@ def test_suggested_layouts_work(
     assert found
     for layout in found:
         assert layout.world_size <= parallel.world_size
-        check_layout(config, Path("model"), layout, training)
+        check_layout(config, Path("model"), layout, training, Memory())
     try:
-        check_layout(config, Path("model"), parallel, training)
+        check_layout(config, Path("model"), parallel, training, Memory())
     except UserError:
         return
     assert found[0].world_size == parallel.world_size
@@ -126,3 +126,35 @@ def test_suggested_layouts_work(
 def test_impossible_precision(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Training(**fields)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "training", "memory", "message"),
+    [
+        ({}, {"moe_aux_loss_coeff": 0.01}, {}, "moe_aux_loss_coeff=0.01 needs a mixture of experts"),
+        (
+            {},
+            {"fp8": "tensorwise", "fp8_bf16_layers": 6},
+            {},
+            "fp8_bf16_layers=6 at each end leaves none of 12 layers in FP8",
+        ),
+        (
+            {"pipeline": 2, "virtual_pipeline": 2},
+            {},
+            {"recompute": "full", "recompute_layers": 4},
+            "memory.recompute_layers=4, but a model chunk has 3 layers",
+        ),
+        (
+            {"distributed_optimizer": False},
+            {},
+            {"offload_optimizer": 0.5},
+            "memory.offload_optimizer=0.5 needs parallel.distributed_optimizer: true",
+        ),
+    ],
+)
+def test_settings_that_go_with_no_such_model(
+    parallel: dict[str, Any], training: dict[str, Any], memory: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as refusal:
+        check_layout(DENSE, tmp_path, Parallel(**parallel), Training(**training), Memory(**memory))
+    assert message in str(refusal.value)

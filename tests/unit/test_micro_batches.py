@@ -9,14 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dasd_megatron.recipe.layout import FP8_MULTIPLE
+from dasd_megatron.recipe.padding import Alignment, alignment, document_slots
 from dasd_megatron.recipe.schema import Parallel
-from dasd_megatron.training import platform
-
-platform.prepare()
-
-from dasd_megatron.recipe.padding import Alignment, alignment, document_slots  # noqa: E402
-from dasd_megatron.training.data import Pack, make_micro_batches  # noqa: E402
-from dasd_megatron.training.packed import rank_tokens  # noqa: E402
+from dasd_megatron.training.data import Pack, make_micro_batches
+from dasd_megatron.training.packed import rank_tokens
 
 PARALLEL = st.builds(
     Parallel, tensor=st.sampled_from([1, 2, 3, 4, 8]), context=st.sampled_from([1, 2, 3, 4, 8]), sequence=st.booleans()

@@ -21,12 +21,8 @@ from dasd_megatron.evaluation.graders import final_answer, grade
 from dasd_megatron.recipe.schema import Training
 from dasd_megatron.recipe.shape import Shape
 from dasd_megatron.sampling.engine import sample_seed
-from dasd_megatron.training import platform
-
-platform.prepare()
-
-from dasd_megatron.training.schedule import learning_rate  # noqa: E402
-from tests.conftest import ROOT, TOY  # noqa: E402
+from dasd_megatron.training.schedule import learning_rate
+from tests.conftest import ROOT, TOY
 
 
 @pytest.mark.parametrize(

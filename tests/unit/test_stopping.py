@@ -12,7 +12,7 @@ import pytest
 
 from dasd_megatron.errors import Stopped
 from dasd_megatron.launch.process import passed_on
-from dasd_megatron.training.stop import SIGNALS, stop_requests
+from dasd_megatron.stop import SIGNALS, stop_requests
 
 
 @pytest.mark.parametrize("number", SIGNALS)

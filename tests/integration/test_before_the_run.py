@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from dasd_megatron.artifacts.artifact import Artifact
 from dasd_megatron.recipe.schema import Parallel
+from dasd_megatron.training.data import Packs
 from tests.conftest import ROOT
 from tests.training_runs import Runs
 
@@ -159,3 +161,21 @@ def test_weights_and_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("WANDB_MODE", "offline")
     Runs(tmp_path).run("train", Parallel(), steps=3, logging={"wandb_project": "distillation"}).finish()
     assert list((tmp_path / "wandb").glob("offline-run-*-train"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_stage(tmp_path: Path) -> None:
+    """On every rank, with the documents of the step's packs; checkpoints stay."""
+    runs = Runs(tmp_path)
+    run = runs.run("train", Parallel(data=2), steps=9, save_every=1, learning_rate=1e30, min_learning_rate=1e-4)
+    process = run.start()
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 2
+    last = errors.strip().splitlines()[-1]
+    step = len(run.log()) + 1
+    assert "Traceback" not in errors
+    assert last.startswith("error: train: the ")
+    assert f"at step {step}; the checkpoint before it is kept. Lower training.learning_rate" in last
+    packs = Packs(Artifact(runs.packs), json.loads(run.context.read_text())["config"]["seed"], True)
+    documents = [uuid for sample in range(4 * (step - 1), 4 * step) for uuid in packs.uuids(sample)]
+    assert last.endswith(", ".join(documents))
+    assert f"step-{step - 1:07d}" in run.folders()

@@ -89,6 +89,17 @@ def test_recompute_changes_nothing(dense: Runs, name: str, memory: dict[str, Any
     check_close(lines, one_process(dense)[:3], LOSS, GRAD_NORM)
 
 
+@pytest.mark.parity
+@pytest.mark.parametrize("recompute", ["selective", "full"])
+def test_recompute_of_experts_changes_nothing(experts: Runs, recompute: str) -> None:
+    """The load-balancing loss is counted once, though the router runs twice."""
+    run = experts.run(f"{recompute}-tp2", Parallel(tensor=2), memory={"recompute": recompute}, epochs=1)
+    check_close(run.finish(), one_process(experts)[:3], LOSS, GRAD_NORM)
+    balance = [line["load_balancing_loss"] for line in run.numbers()]
+    expected = [line["load_balancing_loss"] for line in experts.run("one", Parallel()).numbers()[:3]]
+    assert balance == pytest.approx(expected, rel=1e-4)
+
+
 def test_loss_is_the_token_mean_of_the_global_batch(dense: Runs) -> None:
     """The one process that the layouts are compared with, against transformers; a mean of means would differ."""
     from transformers import AutoModelForCausalLM

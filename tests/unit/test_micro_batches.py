@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dasd_megatron.artifacts.artifact import Artifact
 from dasd_megatron.recipe.layout import FP8_MULTIPLE
 from dasd_megatron.recipe.padding import Alignment, alignment, document_slots
 from dasd_megatron.recipe.schema import Parallel
-from dasd_megatron.training.data import Pack, make_micro_batches
+from dasd_megatron.training.data import Pack, Packs, make_micro_batches
 from dasd_megatron.training.packed import rank_tokens
+from tests.models import random_packs
 
 PARALLEL = st.builds(
     Parallel, tensor=st.sampled_from([1, 2, 3, 4, 8]), context=st.sampled_from([1, 2, 3, 4, 8]), sequence=st.booleans()
@@ -99,3 +103,21 @@ def test_padding_that_equals_the_end_of_turn_is_still_learned() -> None:
 @pytest.mark.parametrize(("fp8", "expected"), [(None, 12), ("delayed", 192), ("blockwise", 1536), ("mxfp8", 384)])
 def test_alignment_of_a_layout(fp8: str | None, expected: int) -> None:
     assert alignment(Parallel(tensor=4, context=3), fp8) == Alignment(6, expected)
+
+
+def test_the_order_of_packs_is_reshuffled_every_epoch_and_depends_on_the_seed_alone(tmp_path: Path) -> None:
+    artifact = Artifact(random_packs(tmp_path / "packs", 7))
+    packs = Packs(artifact, 3, True)
+    epochs = [[packs.index(sample) for sample in range(7 * epoch, 7 * epoch + 7)] for epoch in range(4)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    again = Packs(artifact, 3, True)
+    assert [again.index(sample) for sample in (20, 3, 11)] == [epochs[2][6], epochs[0][3], epochs[1][4]]
+    assert [Packs(artifact, 4, True).index(sample) for sample in range(7)] != epochs[0]
+
+
+def test_without_isolation_a_pack_is_one_document(tmp_path: Path) -> None:
+    artifact = Artifact(random_packs(tmp_path / "packs", 2))
+    isolated, joined = (Packs(artifact, 3, isolate).pack(0) for isolate in (True, False))
+    assert len(isolated.lengths) > 1
+    assert joined.lengths == [sum(isolated.lengths)]

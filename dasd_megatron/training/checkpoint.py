@@ -19,7 +19,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from torch.distributed.checkpoint.api import CheckpointException
 
 from dasd_megatron.errors import UserError
-from dasd_megatron.training.platform import optimizer_checks
+from dasd_megatron.training.optimizer_state import sharded_state, take_up
 from dasd_megatron.training.random_state import layout, random_states, set_random_states, sharded
 from dasd_megatron.training.save import Save, remove
 
@@ -47,6 +47,7 @@ class StepCheckpoints:
         self, chunks: Sequence[GPTModel], optimizer: MegatronOptimizer, folder: Path, execution: Mapping[str, Any]
     ) -> None:
         self._chunks, self._optimizer, self._folder = chunks, optimizer, folder
+        self._distributed: bool = execution["parallel"]["distributed_optimizer"]
         self._keep, self._keep_every = execution["keep_checkpoints"], execution["keep_every"]
         self._waits = not execution["async_save"]
         self._current: Save | None = None
@@ -58,11 +59,10 @@ class StepCheckpoints:
         if self._newest == step:
             return
         weights = _weights(self._chunks)
-        with optimizer_checks():
-            optimizer = self._optimizer.sharded_state_dict(weights, metadata=_metadata())
+        optimizer, _ = sharded_state(self._optimizer, weights, _metadata())
         state = {**weights, "optimizer": optimizer, "random": sharded(random_states())}
         # Values that aren't sharded: the same on every rank.
-        common = {"step": step, "random_layout": layout()}
+        common = {"step": step, "random_layout": layout(), "distributed_optimizer": self._distributed}
         self._current, self._newest = Save({**state, **common}, self._folder / f"step-{step:07d}"), step
         if self._waits:
             self.wait()
@@ -110,24 +110,29 @@ class StepCheckpoints:
                 print(f"warning: {next(filter(None, problems))}; going back to the checkpoint before", file=sys.stderr)
         if found:
             raise UserError(
-                f"{self._folder}: every checkpoint in it is damaged; delete the folder and run again, "
-                "the stage starts anew"
+                f"{self._folder}: none of its checkpoints can be taken up (see above); mend what is said there, or delete the "
+                "folder: the stage then starts anew"
             )
         return 0
 
     def _load(self, folder: Path) -> int:
+        with _reading(folder):
+            common = dist_checkpointing.load_common_state_dict(str(folder))
+            step, same_layout = int(common["step"]), common["random_layout"] == layout()
+        if common["distributed_optimizer"] != self._distributed:
+            raise UserError(
+                f"{folder}: was written with parallel.distributed_optimizer={not self._distributed}; its optimizer state "
+                "can only be taken up with that"
+            )
         weights = _weights(self._chunks)
-        with optimizer_checks():
-            optimizer = self._optimizer.sharded_state_dict(weights, is_loading=True, metadata=_metadata())
-            wanted = {**weights, "optimizer": optimizer}
-            with _reading(folder):
-                same_layout = dist_checkpointing.load_common_state_dict(str(folder)).get("random_layout") == layout()
-            state = _load({**wanted, "random": sharded(None)} if same_layout else wanted, folder)
-            _set_weights(self._chunks, state)
-            self._optimizer.load_state_dict(state["optimizer"])
+        optimizer, own = sharded_state(self._optimizer, weights, _metadata(), is_loading=True)
+        wanted = {**weights, "optimizer": optimizer}
+        state = _load({**wanted, "random": sharded(None)} if same_layout else wanted, folder)
+        _set_weights(self._chunks, state)
+        take_up(self._optimizer, state["optimizer"], own, step)
         if same_layout:
             set_random_states(state["random"])
-        return int(state["step"])
+        return step
 
 
 def step_folders(folder: Path) -> list[Path]:
@@ -156,11 +161,7 @@ def _set_weights(chunks: Sequence[GPTModel], state: Mapping[str, Any]) -> None:
 
 
 def _metadata() -> dict[str, Any]:
-    # `fully_reshardable`: optimizer state, too, can be loaded in another layout.
-    return {
-        "distrib_optim_sharding_type": "fully_reshardable",
-        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
-    }
+    return {"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
 
 
 def _load(state: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from megatron.core.transformer.module import Float16Module
 
 from dasd_megatron.recipe.schema import Memory, Parallel, Training
 from dasd_megatron.training import reference_adam
+from dasd_megatron.training.optimizer_state import keep_buckets_in_place
 from dasd_megatron.training.platform import optimizer_checks
 
 
@@ -65,6 +66,7 @@ def build_optimizer(
     )
     with optimizer_checks():
         optimizer = get_megatron_optimizer(config, list(chunks))
+    keep_buckets_in_place(optimizer)
     chunks[0].config.grad_scale_func = optimizer.scale_loss
     return optimizer
 

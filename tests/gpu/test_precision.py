@@ -76,7 +76,7 @@ def test_fp8_goes_on_from_a_checkpoint(hf: HFModel, one_rank: None, fp8: str, tm
     from dasd_megatron.training.checkpoint import StepCheckpoints
 
     needs(fp8)
-    execution = {"keep_checkpoints": 1, "keep_every": None, "async_save": True}
+    execution = {"parallel": Parallel().model_dump(), "keep_checkpoints": 1, "keep_every": None, "async_save": True}
     trainer, chunks = make_trainer(hf, fp8)
     losses(trainer, 0, 20)
     checkpoints = StepCheckpoints(chunks, trainer.optimizer, tmp_path, execution)

@@ -1,8 +1,9 @@
 #!/usr/bin/env python
 """Tokens/s, model TFLOP/s and peak memory of training steps at several lengths: bf16, FP8, and plain transformers beside.
 
-All in one run with the same model, one document a step, and whole layers recomputed on both sides. On a CPU the defaults are
-small, fp32, and FP8 is left out.
+All in one run with the same model, one document a step, and whole layers recomputed on both sides. transformers keeps its
+weights in fp32 and computes under autocast, ours holds them in bf16 and fp32. On a CPU the defaults are small, fp32, and FP8
+is left out.
 
 examples:
   python -m benchmarks.train_step
@@ -129,16 +130,17 @@ def main() -> None:
             for fp8 in args.fp8:
                 contenders[f"Megatron {fp8}"] = lambda length=length, fp8=fp8: megatron(hf, length, fp8)  # type: ignore[misc]
             for name, make in contenders.items():
-                print_row(length, name, measure(make, args.steps), training_flops(hf.shape, [length]))
+                fp8 = name.removeprefix("Megatron ") in args.fp8
+                print_row(length, name, measure(make, args.steps), training_flops(hf.shape, [length]), fp8)
 
 
-def print_row(length: int, name: str, found: tuple[float, float] | str, flops: float) -> None:
-    """One line of the table."""
+def print_row(length: int, name: str, found: tuple[float, float] | str, flops: float, fp8: bool) -> None:
+    """One line of the table; shares are of the peak in the precision that is used."""
     if isinstance(found, str):
         print(f"{length:>7} {name:>18} {found:>10}", flush=True)
         return
     seconds, memory = found
-    peak = peak_flops(fp8=False)
+    peak = peak_flops(fp8)
     share = f"{flops / seconds / peak:.1%}" if peak else ""
     print(
         f"{length:>7} {name:>18} {seconds * 1e3:>10.1f} {length / seconds:>10,.0f} {flops / seconds / 1e12:>8.3f} {share:>8} "

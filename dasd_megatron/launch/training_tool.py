@@ -12,6 +12,9 @@ from dasd_megatron.errors import UserError
 from dasd_megatron.recipe.estimate import GPUS
 from dasd_megatron.recipe.schema import Recipe, Stage
 
+# Share of the peak that hours are estimated at, where none is given.
+EFFICIENCY = 0.4
+
 
 def main(description: str | None) -> int:
     """Entry point; returns the exit code."""
@@ -27,12 +30,14 @@ def main(description: str | None) -> int:
     )
     parser.add_argument("--gpu", choices=GPUS, help="estimate: for this GPU, hours included; without it, for a CPU")
     parser.add_argument(
-        "--efficiency", type=_share, default=0.4, help="estimate: share of the GPU's peak, 0.4 by default"
+        "--efficiency", type=_share, metavar="SHARE", help=f"estimate: share of the GPU's peak, {EFFICIENCY} by default"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the recipe's")
     args = parser.parse_intermixed_args()
     if args.gpu and not args.estimate:
         parser.error("--gpu goes with --estimate")
+    if args.efficiency and not args.gpu:
+        parser.error("--efficiency goes with --gpu")
 
     from dasd_megatron.recipe.load import load_recipe
     from dasd_megatron.recipe.steps import steps_of
@@ -45,7 +50,7 @@ def main(description: str | None) -> int:
         if args.estimate:
             from dasd_megatron.launch.print_estimate import print_estimate
 
-            print_estimate(recipe, stage, step, args.gpu, args.efficiency)
+            print_estimate(recipe, stage, step, args.gpu, args.efficiency or EFFICIENCY)
             return 0
         if args.dry_run:
             return _dry_run(recipe, stage)
@@ -56,7 +61,10 @@ def main(description: str | None) -> int:
 
 
 def _share(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
     return value

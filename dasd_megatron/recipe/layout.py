@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
@@ -19,53 +19,57 @@ SUGGESTIONS = 3
 
 
 def check_layout(
-    config: Mapping[str, Any], folder: Path, parallel: Parallel, training: Training, memory: Memory
+    config: Mapping[str, Any],
+    folder: Path,
+    parallel: Parallel,
+    training: Training,
+    memory: Memory,
+    context_length: int,
 ) -> None:
-    """Raises UserError when the model, batch or precision can't be split as `parallel` says; names layouts that can.
+    """Raises UserError when the model, packs, batch or precision can't be split as `parallel` says; names layouts that can.
 
     Or when a setting of `training` or `memory` goes with no model or layout like this.
     """
     model = Shape.of(config, folder)
+    problem = next(_problems(model, parallel, training, context_length), None)
+    if problem is not None:
+        nearest = " | ".join(map(str, nearest_layouts(model, parallel, training, context_length)))
+        raise UserError(f"parallel: {problem} ({folder}); layouts that work: {nearest}")
     setting = next(_setting_problems(model, parallel, training, memory), None)
     if setting is not None:
         raise UserError(f"{setting} ({folder})")
-    problem = next(_problems(model, parallel, training), None)
-    if problem is None:
-        return
-    nearest = nearest_layouts(model, parallel, training)
-    advice = (
-        "layouts that work: " + " | ".join(str(layout) for layout in nearest) if nearest else "no layout would work"
-    )
-    raise UserError(f"parallel: {problem} ({folder}); {advice}")
 
 
-def nearest_layouts(model: Shape, parallel: Parallel, training: Training) -> list[Parallel]:
-    """Possible layouts nearest to `parallel`: of as many ranks if there are any, and with the fewest sizes changed."""
-    ranks = parallel.world_size
+def nearest_layouts(model: Shape, parallel: Parallel, training: Training, context_length: int) -> list[Parallel]:
+    """Possible layouts of as many ranks as can be used, nearest to `parallel`: with the fewest sizes changed."""
     names = ("tensor", "pipeline", "context", "data", "virtual_pipeline", "expert")
     asked = [getattr(parallel, name) for name in names]
-    tensor, pipeline, context, data, virtual, expert = (sorted({*_sizes_up_to(ranks), size}) for size in asked)
-    virtual = [size for size in virtual if size <= 4 or size == parallel.virtual_pipeline]
-    expert = expert if model.experts else [1]
-    candidates = []
-    for split in product(tensor, pipeline, context, data):
-        if math.prod(split) > ranks:
-            continue
-        for sizes in ((*split, *rest) for rest in product(virtual, expert)):
+    ranks = parallel.world_size
+    limits = (model.query_groups, model.layers, context_length // 2, training.global_batch)
+    splits = [split for split in product(*(_sizes(ranks, limit) for limit in limits)) if math.prod(split) <= ranks]
+    chunks = sorted({1, 2, 4, min(parallel.virtual_pipeline, model.layers)})
+    experts = _sizes(ranks, max(1, model.experts))
+    for _, group in groupby(sorted(splits, key=math.prod, reverse=True), key=math.prod):
+        found = []
+        for sizes in (split + rest for split in group for rest in product(chunks, experts)):
             layout = parallel.model_copy(update={**dict(zip(names, sizes, strict=True)), "sequence": True})
-            if not any(_problems(model, layout, training)):
+            if not any(_problems(model, layout, training, context_length)):
                 distance = sum(abs(math.log2(new / old)) for new, old in zip(sizes, asked, strict=True))
-                candidates.append((ranks - math.prod(split), distance, sizes, layout))
-    return [layout for *_, layout in sorted(candidates, key=lambda item: item[:3])[:SUGGESTIONS]]
+                found.append((distance, sizes, layout))
+        if found:
+            return [layout for *_, layout in sorted(found, key=lambda item: item[:2])[:SUGGESTIONS]]
+    return []
 
 
-def _sizes_up_to(ranks: int) -> set[int]:
+def _sizes(ranks: int, limit: int) -> list[int]:
     """Sizes worth a try: powers of two, and what divides the ranks."""
-    return {n for n in range(1, ranks + 1) if ranks % n == 0 or n & (n - 1) == 0}
+    return [n for n in range(1, min(ranks, limit) + 1) if ranks % n == 0 or n & (n - 1) == 0]
 
 
-def _problems(model: Shape, parallel: Parallel, training: Training) -> Iterator[str]:
+def _problems(model: Shape, parallel: Parallel, training: Training, context_length: int) -> Iterator[str]:
     """What is wrong with a layout, one sentence each."""
+    if 2 * parallel.context > context_length:
+        yield f"context={parallel.context} splits packs of {context_length} tokens into less than two chunks a rank"
     tensor, stages = parallel.tensor, parallel.pipeline * parallel.virtual_pipeline
     for name, number in (
         ("attention heads", model.heads),
@@ -88,8 +92,8 @@ def _problems(model: Shape, parallel: Parallel, training: Training) -> Iterator[
             f"(training.global_batch={batch} / data={parallel.data}) to divide by pipeline={parallel.pipeline}"
         )
     yield from _expert_problems(model, parallel)
-    if training.fp8 is not None:
-        yield from _fp8_problems(model, parallel, training.fp8)
+    if training.fp8 is not None and not any(_fp8_problems(model, 1, training.fp8)):
+        yield from _fp8_problems(model, parallel.tensor, training.fp8)
 
 
 def _setting_problems(model: Shape, parallel: Parallel, training: Training, memory: Memory) -> Iterator[str]:
@@ -98,6 +102,8 @@ def _setting_problems(model: Shape, parallel: Parallel, training: Training, memo
         yield f"training.moe_aux_loss_coeff={training.moe_aux_loss_coeff} needs a mixture of experts; this model has none"
     if 2 * training.fp8_bf16_layers >= model.layers:
         yield f"training.fp8_bf16_layers={training.fp8_bf16_layers} at each end leaves none of {model.layers} layers in FP8"
+    if training.fp8 is not None:  # in any layout
+        yield from (f"{problem}; choose another, or null" for problem in _fp8_problems(model, 1, training.fp8))
     chunk = model.layers // (parallel.pipeline * parallel.virtual_pipeline)
     if memory.recompute_layers is not None and memory.recompute_layers > chunk:
         yield f"memory.recompute_layers={memory.recompute_layers}, but a model chunk has {chunk} layers"
@@ -119,12 +125,12 @@ def _expert_problems(model: Shape, parallel: Parallel) -> Iterator[str]:
         yield f"tensor={parallel.tensor} with a mixture of experts needs sequence: true"
 
 
-def _fp8_problems(model: Shape, parallel: Parallel, fp8: str) -> Iterator[str]:
+def _fp8_problems(model: Shape, tensor: int, fp8: str) -> Iterator[str]:
     multiple = FP8_MULTIPLE[fp8]
     for name, number, split in (
         ("hidden size", model.hidden, 1),
-        ("feed-forward size", model.feed_forward, 1 if model.experts else parallel.tensor),
-        ("attention width", model.query_columns, parallel.tensor),
+        ("feed-forward size", model.feed_forward, 1 if model.experts else tensor),
+        ("attention width", model.query_columns, tensor),
     ):
         if number % (multiple * split):
             each = f" / tensor={split}" if split > 1 else ""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dasd_megatron.errors import UserError
 from dasd_megatron.recipe.preflight import size
 
 
@@ -44,6 +45,12 @@ class Shape:
         # transformers 5 writes the number of experts under another name than before.
         experts = next((number(name) for name in ("num_experts", "num_local_experts") if name in config), 0)
         architecture = (config.get("architectures") or [""])[0]
+        chosen = number("num_experts_per_tok") if experts else 0
+        if chosen > experts:
+            raise UserError(f"{folder / 'config.json'}: num_experts_per_tok={chosen} of {experts} experts")
+        tied = config.get("tie_word_embeddings", False)
+        if not isinstance(tied, bool):
+            raise UserError(f"{folder / 'config.json'}: tie_word_embeddings must be true or false, not {tied!r}")
         return cls(
             layers=number("num_hidden_layers"),
             hidden=number("hidden_size"),
@@ -55,8 +62,8 @@ class Shape:
             feed_forward=number("moe_intermediate_size" if experts else "intermediate_size"),
             vocabulary=number("vocab_size"),
             experts=experts,
-            chosen_experts=number("num_experts_per_tok") if experts else 0,
-            tied=bool(config.get("tie_word_embeddings", False)),
+            chosen_experts=chosen,
+            tied=tied,
             qk_norm=architecture.startswith("Qwen3"),
             qkv_bias=architecture.startswith("Qwen2"),
         )

@@ -94,7 +94,14 @@ class _Builder:
         self.student = _model("student.model", recipe.student)
         config = read_config(recipe.student.model)
         for stage in recipe.stages:
-            check_layout(config, recipe.student.model, recipe.parallel, recipe.stage_training(stage), recipe.memory)
+            check_layout(
+                config,
+                recipe.student.model,
+                recipe.parallel,
+                recipe.stage_training(stage),
+                recipe.memory,
+                recipe.packing.context_length,
+            )
 
     def add(self, name: str, kind: str, inputs: Mapping[str, Step | External], **config: Any) -> Step:
         execution: dict[str, Any] = {"threads": self.recipe.launch.threads}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,9 @@ class StepCheckpoints:
         """The stage is over: leaves only the checkpoints at multiples of keep_every."""
         self.wait()
         self._remove_all_but(0)
+        if dist.get_rank() == 0:
+            for damaged in self._folder.glob("damaged-step-*"):
+                remove(damaged)
 
     def _remove_all_but(self, keep: int) -> None:
         if dist.get_rank() == 0:
@@ -93,7 +97,7 @@ class StepCheckpoints:
     def load_latest(self) -> int:
         """Loads the newest checkpoint that is whole and returns its step; 0 where there is none.
 
-        A damaged one is passed over with a warning. Raises UserError when all are damaged.
+        A damaged one is passed over with a warning, and loses its name. Raises UserError when all are damaged.
         """
         found = step_folders(self._folder)
         for step_folder in reversed(found):
@@ -105,6 +109,7 @@ class StepCheckpoints:
             problems: list[UserError | None] = [None] * dist.get_world_size()
             dist.all_gather_object(problems, problem)
             if not any(problems):
+                self._set_aside([newer for newer in found if newer > step_folder])
                 return step
             if dist.get_rank() == 0:
                 print(f"warning: {next(filter(None, problems))}; going back to the checkpoint before", file=sys.stderr)
@@ -115,6 +120,13 @@ class StepCheckpoints:
             )
         return 0
 
+    def _set_aside(self, damaged: list[Path]) -> None:
+        """So that they count no more as the newest, for the sake of which older ones are removed."""
+        if dist.get_rank() == 0:
+            for folder in damaged:
+                folder.rename(folder.with_name(f"damaged-{folder.name}-{time.time_ns()}"))
+        dist.barrier()
+
     def _load(self, folder: Path) -> int:
         with _reading(folder):
             common = dist_checkpointing.load_common_state_dict(str(folder))
@@ -124,6 +136,8 @@ class StepCheckpoints:
                 f"{folder}: was written with parallel.distributed_optimizer={not self._distributed}; its optimizer state "
                 "can only be taken up with that"
             )
+        if step != _step(folder):
+            raise UserError(f"{folder}: holds step {step}; it was renamed, or copied from elsewhere")
         weights = _weights(self._chunks)
         optimizer, own = sharded_state(self._optimizer, weights, _metadata(), is_loading=True)
         wanted = {**weights, "optimizer": optimizer}

@@ -22,7 +22,8 @@ from dasd_megatron.training.model import ModelOptions, build_model
 def dry_run(model: Path, parallel: Parallel, training: Training, memory: Memory) -> None:
     """Prints what the first rank of each pipeline stage holds. Raises UserError for what the model can't be built from."""
     hf, start = HFModel(model), time.monotonic()
-    options = ModelOptions.of(training, memory)
+    # FP8 and recomputation change no shape, and need libraries that a machine without a GPU lacks.
+    options = ModelOptions(ModelOptions.of(training, memory).dtype, moe_aux_loss_coeff=training.moe_aux_loss_coeff)
     align = alignment(parallel, training.fp8)
     print(
         f"{parallel} ({parallel.world_size} ranks), {hf.family.architecture} of {parameter_count(hf.shape):,} parameters"

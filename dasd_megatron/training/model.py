@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
-from megatron.core.tensor_parallel import layers as tensor_parallel_layers
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from conversion.hf_model import HFModel
+from dasd_megatron.errors import UserError
 from dasd_megatron.recipe.schema import Memory, Parallel, Training
 from dasd_megatron.training.data import MicroBatch
 from dasd_megatron.training.moe import use_pack_router
@@ -47,7 +47,7 @@ class ModelOptions:
 
 
 def transformer_config(hf: HFModel, parallel: Parallel, options: ModelOptions) -> TransformerConfig:
-    """Megatron's config."""
+    """Megatron's config. Raises UserError where Megatron refuses it."""
     shape = hf.shape
     on_gpu = torch.cuda.is_available()
     arguments: dict[str, Any] = {
@@ -58,7 +58,7 @@ def transformer_config(hf: HFModel, parallel: Parallel, options: ModelOptions) -
         "num_query_groups": shape.query_groups,
         "kv_channels": shape.head_dim,
         "normalization": "RMSNorm",
-        "layernorm_epsilon": hf.config["rms_norm_eps"],
+        "layernorm_epsilon": hf.config.get("rms_norm_eps", 1e-6),  # transformers' default
         "gated_linear_unit": True,
         "activation_func": torch.nn.functional.silu,
         "add_bias_linear": False,
@@ -76,7 +76,7 @@ def transformer_config(hf: HFModel, parallel: Parallel, options: ModelOptions) -
         "perform_initialization": False,  # weights always come from a checkpoint
         "apply_rope_fusion": on_gpu,
         "bias_activation_fusion": on_gpu,
-        "gradient_accumulation_fusion": on_gpu and tensor_parallel_layers._grad_accum_fusion_available,
+        "gradient_accumulation_fusion": False,
         "masked_softmax_fusion": False,
         "persist_layer_norm": False,
     }
@@ -84,7 +84,10 @@ def transformer_config(hf: HFModel, parallel: Parallel, options: ModelOptions) -
     if shape.experts:
         arguments |= _experts(hf, options, on_gpu)
     arguments |= _parallelism(parallel) | _recompute(options, bool(shape.experts)) | _fp8(options)
-    return TransformerConfig(**arguments)
+    try:
+        return TransformerConfig(**arguments)
+    except (ValueError, AssertionError) as error:
+        raise UserError(f"{hf.folder}: Megatron can't build this model with these settings: {error}") from error
 
 
 def build_model(hf: HFModel, parallel: Parallel, options: ModelOptions, max_length: int) -> list[GPTModel]:

@@ -10,12 +10,16 @@ from megatron.core.transformer.moe.router import TopKRouter
 
 
 class PackRouter(TopKRouter):  # type: ignore[misc]
-    """Megatron's router; its auxiliary loss weighs each pack by the pack's tokens, padding left out.
+    """Megatron's router; its auxiliary loss is the mean over the batch's packs, by their tokens without padding.
 
     Megatron weighs the loss on each rank by what it takes for that rank's own tokens, times the number of ranks that share
     the pack. That is the pack's tokens only where padding is spread evenly; and the count is reduced over these ranks
-    in place before it is used (`get_tokens_per_expert_and_token_count`), so that it is the ranks' number too high.
+    in place before it is used (`get_tokens_per_expert_and_token_count`), so that it is the ranks' number too high. All
+    gradients are then divided by the batch's targets, which are fewer than its tokens.
     """
+
+    # Of the global batch that is being trained on.
+    targets_per_token: float = 1.0
 
     def routing(
         self, logits: torch.Tensor, padding_mask: torch.Tensor | None = None
@@ -38,7 +42,7 @@ class PackRouter(TopKRouter):  # type: ignore[misc]
         valid_token_count: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See TopKRouter, which multiplies the count by the number of ranks in `tp_cp_group`."""
-        count = self._pack_tokens / self.tp_cp_group.size()
+        count = self._pack_tokens * PackRouter.targets_per_token / self.tp_cp_group.size()
         attached: torch.Tensor = super().attach_and_log_load_balancing_loss(
             activation, aux_loss_coeff, aux_loss, aux_loss_name, reduce_group, needs_dp_avg, count
         )

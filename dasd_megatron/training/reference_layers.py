@@ -45,6 +45,16 @@ class ReferenceRMSNorm(torch.nn.RMSNorm):
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
 
+class ReferenceSeparateRMSNorm(ReferenceRMSNorm):
+    """A norm that Transformer Engine, too, keeps apart from projections: it has an (empty) extra state in checkpoints."""
+
+    def get_extra_state(self) -> None:
+        """Nothing; Megatron's own layers on the CPU do the same."""
+
+    def set_extra_state(self, state: Any) -> None:
+        """Transformer Engine's means nothing here."""
+
+
 class ReferenceAttention(MegatronModule):  # type: ignore[misc]
     """Causal attention within each document of a pack (in place of TEDotProductAttention, format `thd`).
 
@@ -142,7 +152,7 @@ class ReferenceSpecProvider(LocalSpecProvider):  # type: ignore[misc]
 
     def layer_norm(self, rms_norm: bool = False, for_qk: bool = False, has_residual: bool = False) -> type:
         """See BackendSpecProvider."""
-        return ReferenceRMSNorm
+        return ReferenceSeparateRMSNorm
 
     def core_attention(self) -> type:
         """See BackendSpecProvider."""
@@ -152,7 +162,7 @@ class ReferenceSpecProvider(LocalSpecProvider):  # type: ignore[misc]
 def reference_block_spec(config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules:
     """The layers of this pipeline stage's model chunk."""
     backend = ReferenceSpecProvider()
-    qk_norm = ReferenceRMSNorm if config.qk_layernorm else IdentityOp
+    qk_norm = ReferenceSeparateRMSNorm if config.qk_layernorm else IdentityOp
     attention = SelfAttentionSubmodules(
         linear_qkv=backend.column_parallel_linear(),
         core_attention=backend.core_attention(),
@@ -167,11 +177,11 @@ def reference_block_spec(config: TransformerConfig, vp_stage: int | None) -> Tra
             module=SelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=attention
         ),
         self_attn_bda=get_bias_dropout_add,
-        pre_mlp_layernorm=ReferenceRMSNorm,
+        pre_mlp_layernorm=ReferenceSeparateRMSNorm if config.num_moe_experts else ReferenceRMSNorm,
         mlp=use_pack_router(mlp) if config.num_moe_experts else mlp,
         mlp_bda=get_bias_dropout_add,
         sharded_state_dict_keys_map=checkpoint_keys(config),
     )
     spec = ModuleSpec(module=TransformerLayer, submodules=layer)
     layers = get_num_layers_to_build(config, vp_stage=vp_stage)
-    return TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=ReferenceRMSNorm)
+    return TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=ReferenceSeparateRMSNorm)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch.distributed as dist
 
+from dasd_megatron.artifacts.files import write_atomically
 from dasd_megatron.errors import UserError
 from dasd_megatron.progress import Progress
 
@@ -35,7 +36,8 @@ class StepLog:
         self._progress: Progress | None = None
         if dist.get_rank() == 0:
             kept = [line for line in self._lines() if line["step"] <= done]
-            self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            text = "".join(json.dumps(line) + "\n" for line in kept)
+            write_atomically(self._path, lambda file: file.write(text.encode()))
             if logging["tensorboard"] is not None:
                 self._sinks.append(_TensorBoard(Path(logging["tensorboard"]), done))
             if logging["wandb_project"] is not None:

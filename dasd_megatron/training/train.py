@@ -35,7 +35,8 @@ def run(context: StepContext) -> dict[str, Any]:
     """Trains the stage, going on from the newest checkpoint of a killed run."""
     parallel, training = Parallel(**context.execution["parallel"]), Training(**context.config["training"])
     hf = HFModel(context.inputs["model"])
-    check_layout(hf.config, hf.folder, parallel, training, Memory(**context.execution["memory"]))
+    memory, context_length = Memory(**context.execution["memory"]), context.artifact("packs").manifest["context_length"]
+    check_layout(hf.config, hf.folder, parallel, training, memory, context_length)
     check_precision(training.fp8)
     with stop_requests() as stop, process_groups(parallel, context.config["seed"]):
         return Stage(context, hf, parallel, training).run(stop)

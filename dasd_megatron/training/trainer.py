@@ -22,11 +22,12 @@ from dasd_megatron.training import platform
 from dasd_megatron.training.data import MicroBatch, Pack, make_micro_batches
 from dasd_megatron.training.loss import loss_sum
 from dasd_megatron.training.model import padding_mask, unwrap
+from dasd_megatron.training.moe import PackRouter
 from dasd_megatron.training.optimizer import build_optimizer, set_rates, wrap_model
 
 
 class NotFinite(Exception):
-    """A loss or gradient norm that is no number; nothing was updated. Raised on every rank."""
+    """A loss or gradient norm that is no number: what the trainer holds can't be used any more. Raised on every rank."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ class Trainer:
         self.optimizer.zero_grad()
         context_rank = parallel_state.get_context_parallel_rank()
         batches = make_micro_batches(packs, self.align, self.parallel.context, context_rank)
+        if self.hf.shape.experts:
+            PackRouter.targets_per_token = _targets_per_token(batches)
         outputs = self._forward_backward(
             forward_step_func=self._forward,
             data_iterator=[iter(batches) for _ in self.ddp],
@@ -124,6 +127,13 @@ class Trainer:
         dist.all_reduce(sums)
         loss = float(sums[0] / sums[1].clamp(min=1))
         return loss, float(sums[2]) / self.hf.shape.layers / self.training.global_batch if balance else None
+
+
+def _targets_per_token(batches: Sequence[MicroBatch]) -> float:
+    """Share of the global batch's tokens that are targets."""
+    counts = torch.stack([torch.stack([batch.loss_mask.sum(), (~batch.padding).sum()]) for batch in batches]).sum(0)
+    dist.all_reduce(counts)  # over ranks that hold the same tokens, too: the share is the same
+    return float(counts[0] / counts[1])
 
 
 def _per_token_loss(

@@ -100,7 +100,7 @@ def isolation(parallel: Parallel, model: str, checkpoint: str, lengths: list[int
                 forward_step_func=forward,
                 data_iterator=[iter([]) for _ in chunks],
                 model=chunks,
-                num_microbatches=1,
+                num_microbatches=parallel.pipeline,  # what the interleaved schedule asks for; all alike
                 seq_length=batch.input_ids.shape[1] * parallel.context,
                 micro_batch_size=1,
                 forward_only=True,

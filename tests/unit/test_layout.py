@@ -54,6 +54,7 @@ EXPERTS = {**DENSE, "num_experts": 6, "moe_intermediate_size": 96, "num_experts_
             "pipeline=3",
         ),
         (DENSE, {"expert": 2, "data": 2}, {}, "expert=2 needs a mixture of experts, and this model has none"),
+        (DENSE, {"context": 513}, {}, "context=513 splits packs of 1024 tokens into less than two chunks a rank"),
         (EXPERTS, {"expert": 4, "data": 4}, {}, "expert=4 doesn't divide the 6 experts"),
         (
             EXPERTS,
@@ -81,14 +82,14 @@ def test_refusals(
     config: dict[str, Any], parallel: dict[str, Any], training: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError) as refusal:
-        check_layout(config, tmp_path, Parallel(**parallel), Training(**training), Memory())
+        check_layout(config, tmp_path, Parallel(**parallel), Training(**training), Memory(), 1024)
     assert message in str(refusal.value)
-    assert "layouts that work: " in str(refusal.value) or "no layout would work" in str(refusal.value)
+    assert "layouts that work: " in str(refusal.value) or "choose another, or null" in str(refusal.value)
 
 
 def test_a_refusal_names_the_nearest_layouts_of_as_many_ranks(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="layouts that work: tensor=4, data=2"):
-        check_layout(DENSE, tmp_path, Parallel(tensor=8), Training(), Memory())
+        check_layout(DENSE, tmp_path, Parallel(tensor=8), Training(), Memory(), 1024)
 
 
 SIZES = st.sampled_from([1, 2, 3, 4])
@@ -103,13 +104,13 @@ def test_suggested_layouts_work(
     parallel = Parallel(
         tensor=tensor, pipeline=pipeline, context=context, data=data, virtual_pipeline=virtual, expert=expert
     )
-    found = nearest_layouts(Shape.of(config, Path("model")), parallel, training)
-    assert found
+    found = nearest_layouts(Shape.of(config, Path("model")), parallel, training, 1024)
+    assert len({layout.world_size for layout in found}) == 1
     for layout in found:
         assert layout.world_size <= parallel.world_size
-        check_layout(config, Path("model"), layout, training, Memory())
+        check_layout(config, Path("model"), layout, training, Memory(), 1024)
     try:
-        check_layout(config, Path("model"), parallel, training, Memory())
+        check_layout(config, Path("model"), parallel, training, Memory(), 1024)
     except UserError:
         return
     assert found[0].world_size == parallel.world_size
@@ -156,5 +157,10 @@ def test_settings_that_go_with_no_such_model(
     parallel: dict[str, Any], training: dict[str, Any], memory: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError) as refusal:
-        check_layout(DENSE, tmp_path, Parallel(**parallel), Training(**training), Memory(**memory))
+        check_layout(DENSE, tmp_path, Parallel(**parallel), Training(**training), Memory(**memory), 1024)
     assert message in str(refusal.value)
+
+
+def test_absurd_sizes_are_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"tensor=1000000000 doesn't divide the 8 attention heads.*layouts that work: "):
+        check_layout(DENSE, tmp_path, Parallel(tensor=10**9), Training(), Memory(), 65_536)

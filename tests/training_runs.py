@@ -128,7 +128,11 @@ def check_same(run: Run, reference: Run) -> None:
 def check_close(lines: list[dict[str, Any]], reference: list[dict[str, Any]], loss: float, grad_norm: float) -> None:
     """The same steps; losses within `loss`, gradient norms within `grad_norm` of each other (relative)."""
     assert [line["step"] for line in lines] == [line["step"] for line in reference]
-    for line, expected in zip(lines, reference, strict=True):
+    pairs = list(zip(lines, reference, strict=True))
+    furthest = max(abs(line["loss"] - expected["loss"]) for line, expected in pairs)
+    relative = max(abs(line["grad_norm"] / expected["grad_norm"] - 1) for line, expected in pairs)
+    print(f"largest differences: loss {furthest:.1e}, gradient norm {relative:.1e} (relative)")
+    for line, expected in pairs:
         assert line["tokens"] == expected["tokens"]
         assert line["lr"] == expected["lr"]
         assert line["loss"] == pytest.approx(expected["loss"], abs=loss)

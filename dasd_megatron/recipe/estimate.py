@@ -193,8 +193,8 @@ def layer_activations(shape: Shape, parallel: Parallel, backend: Backend) -> Lay
         mlp, expert = 3 * inner, 3 * inner + hidden * (2 if parallel.expert > 1 else 1)
     feed_forward = 0 if shape.experts else mlp
     sequence = norms + outputs + (chosen * expert if shape.experts else 0)
-    # Recomputed: the MLP or experts, and the norms' outputs.
-    selective = (norms + (outputs / 2 if backend == "cpu" else 0), attention)
+    # Recomputed: the MLP or experts. Transformer Engine's MLP begins with the norm.
+    selective = (norms + outputs - (hidden if backend == "gpu" and not shape.experts else 0), attention)
     return LayerActivations(sequence, attention + feed_forward, selective)
 
 

@@ -178,7 +178,7 @@ class Parallel(Section):
 class Memory(Section):
     """What training gives up in time for memory. Shapes no result."""
 
-    # Computes activations again in the backward pass: of norms and MLPs or experts (selective), or whole layers (full).
+    # Computes activations again in the backward pass: of MLPs or experts (selective), or of whole layers (full).
     recompute: Literal["none", "selective", "full"] = "none"
     # With `full`: so many layers of each model chunk, the others keep their activations; all by default.
     recompute_layers: Positive | None = None

@@ -208,10 +208,7 @@ def _recompute(options: ModelOptions, experts: bool) -> dict[str, Any]:
             "recompute_method": "block",
             "recompute_num_layers": memory.recompute_layers,
         }
-    modules = ["moe" if experts else "mlp"]
-    if options.fp8 != "delayed":  # its history of maxima can't be replayed in a norm's recomputation
-        modules.append("layernorm")
-    return {"recompute_granularity": "selective", "recompute_modules": modules}
+    return {"recompute_granularity": "selective", "recompute_modules": ["moe" if experts else "mlp"]}
 
 
 def _fp8(options: ModelOptions) -> dict[str, Any]:

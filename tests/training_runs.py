@@ -116,6 +116,13 @@ class Runs:
         training_context(context, self.model, self.folder / "start", self.packs, output, parallel, **settings)
         return Run(context, self.model, parallel, behaviour or {})
 
+    def undisturbed(self) -> Run:
+        """What others are compared with: one process, run to its end."""
+        run = self.run("one", Parallel())
+        if not run.output.is_dir():
+            run.finish()
+        return run
+
 
 def check_same(run: Run, reference: Run) -> None:
     """Bit for bit the same log, random draws and weights."""

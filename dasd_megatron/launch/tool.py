@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
-def step_tool(description: str | None, kinds: Sequence[str], option: str = "--step", prefix: str = "") -> int:
-    """Runs the step `prefix + NAME`, which must be of one of `kinds`. Returns the exit code."""
+def step_tool(description: str | None, kinds: Sequence[str]) -> int:
+    """Runs the step NAME, which must be of one of `kinds`. Returns the exit code."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path, help="recipe file (YAML)")
-    parser.add_argument(option, dest="name", required=True, metavar="NAME", help="which one")
+    parser.add_argument("--step", required=True, metavar="NAME", help="which one")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the recipe's")
     args = parser.parse_intermixed_args()
 
@@ -26,8 +26,8 @@ def step_tool(description: str | None, kinds: Sequence[str], option: str = "--st
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    own = [name.removeprefix(prefix) for name, step in steps.items() if step.kind in kinds]
-    if args.name not in own:
-        print(f"error: {option} {args.name}: not one of {', '.join(own)}", file=sys.stderr)
+    own = [name for name, step in steps.items() if step.kind in kinds]
+    if args.step not in own:
+        print(f"error: --step {args.step}: not one of {', '.join(own)}", file=sys.stderr)
         return 2
-    return launch(args.recipe, args.overrides, dry_run=False, only=prefix + args.name)
+    return launch(args.recipe, args.overrides, dry_run=False, only=args.step)

@@ -23,7 +23,7 @@ def main() -> None:
     from dasd_megatron.training.checkpoint import load_weights
     from dasd_megatron.training.distributed import process_groups
     from dasd_megatron.training.model import ModelOptions, build_model, named_weights
-    from tests.gpu.packs import aligned_batch, logits_and_loss
+    from tests.packs import aligned_batch, logits_and_loss
 
     model, checkpoint, out, lengths = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), json.loads(sys.argv[4])
     hf = HFModel(model)

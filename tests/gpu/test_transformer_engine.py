@@ -68,7 +68,7 @@ def test_logits_loss_and_gradients(reference: dict[str, Any], one_rank: None) ->
     from benchmarks.models import random_pack
     from dasd_megatron.training.checkpoint import load_weights
     from dasd_megatron.training.model import ModelOptions, build_model, named_weights
-    from tests.gpu.packs import aligned_batch, logits_and_loss
+    from tests.packs import aligned_batch, logits_and_loss
 
     hf = HFModel(reference["model"])
     chunks = build_model(hf, Parallel(), ModelOptions(torch.bfloat16, moe_aux_loss_coeff=None), sum(LENGTHS))
@@ -114,7 +114,7 @@ def test_padding_and_neighbours_change_nothing(reference: dict[str, Any], one_ra
     from dasd_megatron.training.checkpoint import load_weights
     from dasd_megatron.training.data import Pack
     from dasd_megatron.training.model import ModelOptions, build_model
-    from tests.gpu.packs import aligned_batch, logits_and_loss
+    from tests.packs import aligned_batch, logits_and_loss
 
     hf = HFModel(reference["model"])
     chunks = build_model(hf, Parallel(), ModelOptions(torch.bfloat16), 4096)

@@ -16,52 +16,20 @@ import torch
 from conversion.convert import export_hf, import_hf
 from conversion.hf_model import HFModel
 from dasd_megatron.errors import UserError
-from dasd_megatron.recipe.padding import Alignment
 from dasd_megatron.recipe.schema import Parallel
 from dasd_megatron.training.checkpoint import load_weights
-from dasd_megatron.training.data import MicroBatch, Pack, make_micro_batches
+from dasd_megatron.training.data import Pack
 from dasd_megatron.training.distributed import process_groups
-from dasd_megatron.training.loss import loss_sum
 from dasd_megatron.training.model import ModelOptions, build_model, named_weights
 from tests.conftest import ROOT, TOY
 from tests.models import CONTEXT, tiny_model
+from tests.packs import aligned_batch, logits_and_loss
 
 
 def random_pack(lengths: list[int], vocabulary: int, seed: int = 0) -> Pack:
     generator = np.random.default_rng(seed)
     ids = generator.integers(0, vocabulary, sum(lengths)).astype(np.int32)
     return Pack(ids, generator.random(sum(lengths)) < 0.7, lengths)
-
-
-def micro_batch(pack: Pack) -> MicroBatch:
-    """With a tail of padding."""
-    return make_micro_batches([pack], Alignment(1, 16))[0]
-
-
-def logits_of(model: Any, batch: MicroBatch) -> torch.Tensor:
-    output = model(
-        batch.input_ids,
-        batch.position_ids,
-        attention_mask=None,
-        packed_seq_params=batch.documents,
-        padding_mask=batch.padding,
-    )
-    return output[0]
-
-
-def loss_of(model: Any, batch: MicroBatch, vocabulary: int) -> torch.Tensor:
-    def loss(hidden_states: torch.Tensor, output_layer: Any, output_weight: Any, **_: Any) -> torch.Tensor:
-        weight = output_layer.weight if output_weight is None else output_weight
-        return loss_sum(hidden_states, weight, batch.labels, batch.loss_mask, vocabulary, sequence_parallel=False)
-
-    return model(
-        batch.input_ids,
-        batch.position_ids,
-        attention_mask=None,
-        packed_seq_params=batch.documents,
-        output_processor=loss,
-        padding_mask=batch.padding,
-    )
 
 
 YARN = {"rope_type": "yarn", "rope_theta": 5000.0, "factor": 8.0, "original_max_position_embeddings": 64}
@@ -96,25 +64,24 @@ def test_logits_loss_and_gradients_equal_transformers(model_folder: Path, tmp_pa
     reference.model.embed_tokens.padding_idx = None  # transformers gives the pad token's embedding no gradient
     hf = HFModel(model_folder)
     import_hf(model_folder, tmp_path / "megatron")
-    batch = micro_batch(random_pack(LENGTHS, hf.shape.vocabulary))
+    batch = aligned_batch(random_pack(LENGTHS, hf.shape.vocabulary), 16)
     with process_groups(Parallel(), 0):
         chunks = build_model(hf, Parallel(), ModelOptions(moe_aux_loss_coeff=0.0), CONTEXT)
         load_weights(chunks, tmp_path / "megatron")
-        with torch.no_grad():
-            logits = logits_of(chunks[0], batch)
-        total, targets = loss_of(chunks[0], batch, hf.shape.vocabulary), batch.loss_mask.sum()
-        (total / targets).backward()
+        logits, loss = logits_and_loss(chunks[0], batch, hf.shape.vocabulary)
+        loss.backward()
         gradients = {name: parameter.grad for name, parameter in named_weights(chunks)}
 
     losses = torch.zeros(())
     for start, end in pairwise([0, *np.cumsum(LENGTHS).tolist()]):
         expected = reference(input_ids=batch.input_ids[:, start:end]).logits[0]
         # Different order of summation in attention and MLP, at fp32 resolution.
-        torch.testing.assert_close(logits[start:end], expected.detach(), atol=1e-4, rtol=0)
-        loss = torch.nn.functional.cross_entropy(expected, batch.labels[0, start:end], reduction="none")
-        losses = losses + (loss * batch.loss_mask[0, start:end]).sum()
-    (losses / targets).backward()
-    torch.testing.assert_close(total, losses, atol=0, rtol=1e-5)
+        torch.testing.assert_close(logits[start:end].detach(), expected.detach(), atol=1e-4, rtol=0)
+        token_losses = torch.nn.functional.cross_entropy(expected, batch.labels[0, start:end], reduction="none")
+        losses = losses + (token_losses * batch.loss_mask[0, start:end]).sum()
+    expected_loss = losses / batch.loss_mask.sum()
+    expected_loss.backward()
+    torch.testing.assert_close(loss, expected_loss, atol=0, rtol=1e-5)
 
     theirs = hf_gradients(reference)
     squares = {"difference": 0.0, "all": 0.0}

@@ -38,26 +38,11 @@ EXPERT_LAYOUTS = {
 LOSS, GRAD_NORM = 5e-6, 1e-5
 
 
-@pytest.fixture(scope="module")
-def dense(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    return Runs(tmp_path_factory.mktemp("dense"))
-
-
-@pytest.fixture(scope="module")
-def experts(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    return Runs(tmp_path_factory.mktemp("experts"), "qwen3_moe")
-
-
-def one_process(runs: Runs) -> list[dict[str, Any]]:
-    run = runs.run("one", Parallel())
-    return run.log() or run.finish()
-
-
 @pytest.mark.parity
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_layout(dense: Runs, name: str) -> None:
     lines = dense.run(name, LAYOUTS[name]).finish()
-    check_close(lines, one_process(dense), LOSS, GRAD_NORM)
+    check_close(lines, dense.undisturbed().log(), LOSS, GRAD_NORM)
     assert lines[-1]["loss"] < lines[0]["loss"]
 
 
@@ -66,8 +51,8 @@ def test_layout(dense: Runs, name: str) -> None:
 def test_expert_layout(experts: Runs, name: str) -> None:
     """With the load-balancing loss, whose weight must not depend on where padding lies."""
     run = experts.run(name, EXPERT_LAYOUTS[name])
-    check_close(run.finish(), one_process(experts), LOSS, GRAD_NORM)
-    reference = experts.run("one", Parallel())
+    check_close(run.finish(), experts.undisturbed().log(), LOSS, GRAD_NORM)
+    reference = experts.undisturbed()
     for line, expected in zip(run.numbers(), reference.numbers(), strict=True):
         assert 1.0 <= line["load_balancing_loss"] < 4.0  # of 4 experts: 1 if all are chosen alike
         assert line["load_balancing_loss"] == pytest.approx(expected["load_balancing_loss"], rel=1e-4)
@@ -95,9 +80,9 @@ def test_recompute_changes_nothing(dense: Runs, name: str, memory: dict[str, Any
 def test_recompute_of_experts_changes_nothing(experts: Runs, recompute: str) -> None:
     """The load-balancing loss is counted once, though the router runs twice."""
     run = experts.run(f"{recompute}-tp2", Parallel(tensor=2), memory={"recompute": recompute})
-    check_close(run.finish(), one_process(experts), LOSS, GRAD_NORM)
+    check_close(run.finish(), experts.undisturbed().log(), LOSS, GRAD_NORM)
     balance = [line["load_balancing_loss"] for line in run.numbers()]
-    expected = [line["load_balancing_loss"] for line in experts.run("one", Parallel()).numbers()]
+    expected = [line["load_balancing_loss"] for line in experts.undisturbed().numbers()]
     assert balance == pytest.approx(expected, rel=1e-4)
 
 
@@ -106,8 +91,8 @@ def test_loss_is_the_token_mean_of_the_global_batch(dense: Runs) -> None:
     from transformers import AutoModelForCausalLM
 
     reference = AutoModelForCausalLM.from_pretrained(str(dense.model), dtype=torch.float32)
-    lines = one_process(dense)
-    seed = json.loads(dense.run("one", Parallel()).context.read_text())["config"]["seed"]
+    lines = dense.undisturbed().log()
+    seed = json.loads(dense.undisturbed().context.read_text())["config"]["seed"]
     packs = Packs(Artifact(dense.packs), seed, True)
     sums: list[tuple[float, int]] = []
     for sample in range(4):

@@ -10,7 +10,7 @@ import pytest
 
 from dasd_megatron.errors import Stopped
 from dasd_megatron.recipe.schema import Parallel
-from tests.training_runs import Run, Runs, check_close, wait_until
+from tests.training_runs import Runs, check_close, wait_until
 
 LAYOUTS = {
     "dp2-to-dp1": (Parallel(data=2), Parallel()),
@@ -27,23 +27,6 @@ EXPERT_LAYOUTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def dense(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    return Runs(tmp_path_factory.mktemp("dense"))
-
-
-@pytest.fixture(scope="module")
-def experts(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    return Runs(tmp_path_factory.mktemp("experts"), "qwen3_moe")
-
-
-def undisturbed(runs: Runs) -> Run:
-    run = runs.run("one", Parallel())
-    if not run.output.is_dir():
-        run.finish()
-    return run
-
-
 def check_resume(runs: Runs, name: str, first: Parallel, second: Parallel) -> None:
     """Trains in one layout to the middle, and goes on in the other."""
     run = runs.run(name, first, {"SLOW_STEPS": "0.1"}, save_every=5)
@@ -54,7 +37,7 @@ def check_resume(runs: Runs, name: str, first: Parallel, second: Parallel) -> No
     assert len(run.log()) < 20
     lines = runs.run(name, second, save_every=5).finish()
     # Steps after the resumed one differ by the order of sums only, as between layouts; the optimizer's state went along.
-    check_close(lines, undisturbed(runs).log(), loss=1e-5, grad_norm=1e-4)
+    check_close(lines, runs.undisturbed().log(), loss=1e-5, grad_norm=1e-4)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -89,7 +72,7 @@ def test_a_damaged_checkpoint_is_passed_over(dense: Runs) -> None:
     stopped = once.log()[-1]["step"]
     assert [name for name in once.folders() if name.startswith("step-")] == [f"step-{stopped:07d}"]
     assert any(name.startswith(f"damaged-{newest.name}") for name in once.folders())
-    assert run.finish() == undisturbed(dense).log()
+    assert run.finish() == dense.undisturbed().log()
     assert once.folders() == ["checkpoint"]
 
 
@@ -100,7 +83,7 @@ def test_a_checkpoint_under_another_name_is_not_taken_up(dense: Runs) -> None:
     process.kill()
     process.communicate()
     shutil.copytree(run.output / "step-0000004", run.output / "step-0000019")
-    assert run.finish() == undisturbed(dense).log()
+    assert run.finish() == dense.undisturbed().log()
 
 
 def test_a_stage_killed_before_its_mark_is_not_trained_again(dense: Runs) -> None:
@@ -128,10 +111,10 @@ def test_state_of_a_whole_optimizer_is_not_taken_for_that_of_a_distributed_one(d
     )
     assert "step-0000005" in run.folders()  # nothing is lost
     lines = dense.run("optimizers", Parallel(data=2), save_every=5).finish()
-    check_close(lines, undisturbed(dense).log(), loss=1e-5, grad_norm=1e-4)
+    check_close(lines, dense.undisturbed().log(), loss=1e-5, grad_norm=1e-4)
 
 
 def test_bf16_learns(dense: Runs) -> None:
-    expected = undisturbed(dense).log()[-1]["loss"]
+    expected = dense.undisturbed().log()[-1]["loss"]
     lines = dense.run("bf16", Parallel(), precision="bf16").finish()
     assert lines[-1]["loss"] == pytest.approx(expected, abs=0.05)

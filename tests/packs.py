@@ -1,4 +1,4 @@
-"""What the reference and the GPU compute alike."""
+"""Logits and loss of one pack, on a CPU or a GPU."""
 
 from __future__ import annotations
 

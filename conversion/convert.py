@@ -41,7 +41,8 @@ def import_hf(hf_folder: Path, megatron: Path) -> dict[str, int]:
         model = build_model(hf, Parallel(), ModelOptions(_dtype(hf)), max_length=1)
         weights: dict[str, torch.Tensor] = dict(named_weights(model))
         tensors = list(weights.values())
-        for name, hf_names, entry in hf.family.entries(hf.shape):
+        for part in hf.family.parts(hf.shape):
+            name, hf_names, entry = part.name, part.hf, part.entry
             source = entry.to_megatron(tuple(hf.tensor(hf_name) for hf_name in hf_names), hf.shape)
             target = weights.pop(name)
             if source.shape != target.shape:
@@ -63,7 +64,8 @@ def export_hf(megatron: Path, like: Path, folder: Path) -> dict[str, int]:
         load_weights(model, megatron)
         weights = dict(named_weights(model))
         tensors: dict[str, torch.Tensor] = {}
-        for name, hf_names, entry in hf.family.entries(hf.shape):
+        for part in hf.family.parts(hf.shape):
+            name, hf_names, entry = part.name, part.hf, part.entry
             parts = entry.to_hf(weights[name], hf.shape)
             tensors.update(zip(hf_names, (part.contiguous() for part in parts), strict=True))
         try:

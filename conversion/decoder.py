@@ -53,28 +53,28 @@ IGNORED = (
     "max_window_layers",
 )
 
-EMBEDDING = Plain("embedding.word_embeddings.weight", "model.embed_tokens.weight")
+EMBEDDING = Plain("embedding.word_embeddings.weight", "model.embed_tokens.weight", ("vocabulary", "hidden"))
 HEAD: tuple[Entry, ...] = (
-    Plain("decoder.final_layernorm.weight", "model.norm.weight"),
-    Plain("output_layer.weight", "lm_head.weight", untied_only=True),
+    Plain("decoder.final_layernorm.weight", "model.norm.weight", ("hidden",)),
+    Plain("output_layer.weight", "lm_head.weight", ("vocabulary", "hidden"), untied_only=True),
 )
 # Transformer Engine fuses a norm with the projection behind it; the fused names are the ones in checkpoints.
 ATTENTION_TENSORS: tuple[Entry, ...] = (
-    Plain(MEGATRON_ATTENTION + "linear_qkv.layer_norm_weight", LAYER + "input_layernorm.weight"),
+    Plain(MEGATRON_ATTENTION + "linear_qkv.layer_norm_weight", LAYER + "input_layernorm.weight", ("hidden",)),
     QKV(
         MEGATRON_ATTENTION + "linear_qkv.weight",
         ATTENTION + "q_proj.weight",
         ATTENTION + "k_proj.weight",
         ATTENTION + "v_proj.weight",
     ),
-    Plain(MEGATRON_ATTENTION + "linear_proj.weight", ATTENTION + "o_proj.weight"),
+    Plain(MEGATRON_ATTENTION + "linear_proj.weight", ATTENTION + "o_proj.weight", ("hidden", "query_columns")),
 )
 QK_NORMS: tuple[Entry, ...] = (
-    Plain(MEGATRON_ATTENTION + "q_layernorm.weight", ATTENTION + "q_norm.weight"),
-    Plain(MEGATRON_ATTENTION + "k_layernorm.weight", ATTENTION + "k_norm.weight"),
+    Plain(MEGATRON_ATTENTION + "q_layernorm.weight", ATTENTION + "q_norm.weight", ("head_dim",)),
+    Plain(MEGATRON_ATTENTION + "k_layernorm.weight", ATTENTION + "k_norm.weight", ("head_dim",)),
 )
 MLP_TENSORS: tuple[Entry, ...] = (
-    Plain(MEGATRON_LAYER + "mlp.linear_fc1.layer_norm_weight", LAYER + "post_attention_layernorm.weight"),
+    Plain(MEGATRON_LAYER + "mlp.linear_fc1.layer_norm_weight", LAYER + "post_attention_layernorm.weight", ("hidden",)),
     GateUp(MEGATRON_LAYER + "mlp.linear_fc1.weight", LAYER + "mlp.gate_proj.weight", LAYER + "mlp.up_proj.weight"),
-    Plain(MEGATRON_LAYER + "mlp.linear_fc2.weight", LAYER + "mlp.down_proj.weight"),
+    Plain(MEGATRON_LAYER + "mlp.linear_fc2.weight", LAYER + "mlp.down_proj.weight", ("hidden", "feed_forward")),
 )

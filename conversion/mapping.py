@@ -12,9 +12,15 @@ import torch
 from dasd_megatron.errors import UserError
 from dasd_megatron.recipe.shape import Shape
 
+# Sizes of a tensor, by the attributes of Shape that they are.
+Sizes = tuple[str, ...]
+
 
 class Entry(Protocol):
-    """One Megatron parameter; names hold `{layer}` and `{expert}` where there is one for each."""
+    """One Megatron parameter; names hold `{layer}` and `{expert}` where there is one for each.
+
+    Where only the Megatron name holds `{expert}`, the Hugging Face tensors hold all experts, in their first dimension.
+    """
 
     @property
     def megatron(self) -> str:
@@ -27,6 +33,14 @@ class Entry(Protocol):
     @property
     def hf(self) -> tuple[str, ...]:
         """Names of the Hugging Face tensors."""
+
+    @property
+    def sizes(self) -> tuple[Sizes, ...]:
+        """Sizes of the Hugging Face tensors (of one expert), in the order of `hf`."""
+
+    @property
+    def megatron_sizes(self) -> Sizes:
+        """Sizes of the Megatron parameter."""
 
     def to_megatron(self, tensors: tuple[torch.Tensor, ...], shape: Shape) -> torch.Tensor:
         """The whole Megatron parameter (before any splitting over ranks)."""
@@ -41,12 +55,18 @@ class Plain:
 
     megatron: str
     name: str
+    megatron_sizes: Sizes
     untied_only: bool = False
 
     @property
     def hf(self) -> tuple[str, ...]:
         """See Entry."""
         return (self.name,)
+
+    @property
+    def sizes(self) -> tuple[Sizes, ...]:
+        """See Entry."""
+        return (self.megatron_sizes,)
 
     def to_megatron(self, tensors: tuple[torch.Tensor, ...], shape: Shape) -> torch.Tensor:
         """See Entry."""
@@ -59,18 +79,33 @@ class Plain:
 
 @dataclass(frozen=True)
 class QKV:
-    """Query, key and value in one matrix, interleaved by query group: the group's queries, its key, its value."""
+    """Query, key and value in one matrix, interleaved by query group: the group's queries, its key, its value.
+
+    `columns` is () for their biases.
+    """
 
     megatron: str
     query: str
     key: str
     value: str
+    columns: Sizes = ("hidden",)
     untied_only: bool = False
 
     @property
     def hf(self) -> tuple[str, ...]:
         """See Entry."""
         return (self.query, self.key, self.value)
+
+    @property
+    def sizes(self) -> tuple[Sizes, ...]:
+        """See Entry."""
+        key = ("key_columns", *self.columns)
+        return ("query_columns", *self.columns), key, key
+
+    @property
+    def megatron_sizes(self) -> Sizes:
+        """See Entry."""
+        return ("qkv_columns", *self.columns)
 
     def to_megatron(self, tensors: tuple[torch.Tensor, ...], shape: Shape) -> torch.Tensor:
         """See Entry."""
@@ -93,11 +128,17 @@ class GateUp:
     gate: str
     up: str
     untied_only: bool = False
+    megatron_sizes: Sizes = ("gate_up_columns", "hidden")
 
     @property
     def hf(self) -> tuple[str, ...]:
         """See Entry."""
         return (self.gate, self.up)
+
+    @property
+    def sizes(self) -> tuple[Sizes, ...]:
+        """See Entry."""
+        return ("feed_forward", "hidden"), ("feed_forward", "hidden")
 
     def to_megatron(self, tensors: tuple[torch.Tensor, ...], shape: Shape) -> torch.Tensor:
         """See Entry."""
@@ -107,6 +148,62 @@ class GateUp:
         """See Entry."""
         gate, up = parameter.chunk(2)
         return gate, up
+
+
+@dataclass(frozen=True)
+class Part:
+    """The parameter that an entry is in one layer and of one expert."""
+
+    entry: Entry
+    layer: int | None
+    expert: int | None
+    shape: Shape
+
+    @property
+    def name(self) -> str:
+        """Name of the Megatron parameter."""
+        return self.entry.megatron.format(layer=self.layer, expert=self.expert)
+
+    @property
+    def hf(self) -> tuple[str, ...]:
+        """Names of the Hugging Face tensors."""
+        return tuple(name.format(layer=self.layer, expert=self.expert) for name in self.entry.hf)
+
+    @property
+    def stacked(self) -> bool:
+        """Whether the Hugging Face tensors hold all experts, of which this part is one."""
+        return self.expert is not None and "{expert}" not in self.entry.hf[0]
+
+    @property
+    def sizes(self) -> tuple[tuple[int, ...], ...]:
+        """Sizes of the Hugging Face tensors, all experts of stacked ones included."""
+        experts = (self.shape.experts,) if self.stacked else ()
+        return tuple((*experts, *_resolve(sizes, self.shape)) for sizes in self.entry.sizes)
+
+    @property
+    def key(self) -> str:
+        """Name in Megatron's checkpoints, which stack layers and experts: [layers, experts, ...]."""
+        return self.entry.megatron.replace(".{layer}", "").replace("local_experts.{expert}", "experts")
+
+    @property
+    def place(self) -> tuple[int, ...]:
+        """Place in the checkpoint's stack."""
+        return tuple(index for index in (self.layer, self.expert) if index is not None)
+
+    @property
+    def stack(self) -> tuple[int, ...]:
+        """Sizes of the checkpoint's stack: [layers, experts], [layers] or []."""
+        layers = () if self.layer is None else (self.shape.layers,)
+        return layers if self.expert is None else (*layers, self.shape.experts)
+
+    @property
+    def megatron_size(self) -> tuple[int, ...]:
+        """Size of the Megatron parameter."""
+        return _resolve(self.entry.megatron_sizes, self.shape)
+
+
+def _resolve(sizes: Sizes, shape: Shape) -> tuple[int, ...]:
+    return tuple(getattr(shape, size) for size in sizes)
 
 
 @dataclass(frozen=True)
@@ -131,16 +228,19 @@ class Family:
     tensors: tuple[Entry, ...] = field(repr=False)
     head_dim_given: bool = False
 
-    def entries(self, shape: Shape) -> Iterator[tuple[str, tuple[str, ...], Entry]]:
-        """(Megatron name, HF names, entry) of every parameter, layers and experts written out."""
-        for entry in self.tensors:
-            if entry.untied_only and shape.tied:
-                continue
-            layers = range(shape.layers) if "{layer}" in entry.megatron else (0,)
-            experts = range(shape.experts) if "{expert}" in entry.megatron else (0,)
-            for layer, expert in product(layers, experts):
-                names = tuple(name.format(layer=layer, expert=expert) for name in entry.hf)
-                yield entry.megatron.format(layer=layer, expert=expert), names, entry
+    def parts(self, shape: Shape) -> Iterator[Part]:
+        """Every parameter of the model, layers and experts written out; layer by layer."""
+        entries = [entry for entry in self.tensors if not (entry.untied_only and shape.tied)]
+        of_layers = [entry for entry in entries if "{layer}" in entry.megatron]
+        first = entries.index(of_layers[0])
+        for entry in entries[:first]:
+            yield Part(entry, None, None, shape)
+        for layer, entry in product(range(shape.layers), of_layers):
+            experts = range(shape.experts) if "{expert}" in entry.megatron else (None,)
+            for expert in experts:
+                yield Part(entry, layer, expert, shape)
+        for entry in entries[first + len(of_layers) :]:
+            yield Part(entry, None, None, shape)
 
     def check(self, config: Mapping[str, Any], place: str) -> None:
         """Raises UserError for a field that changes the mathematics and isn't understood."""

@@ -29,6 +29,7 @@ QKV_BIAS = QKV(
     ATTENTION + "q_proj.bias",
     ATTENTION + "k_proj.bias",
     ATTENTION + "v_proj.bias",
+    columns=(),
 )
 
 QWEN2 = Family(

@@ -21,10 +21,10 @@ from conversion.mapping import Entry, Family, GateUp, Plain
 EXPERT = LAYER + "mlp.experts.{expert}."
 MEGATRON_EXPERT = MEGATRON_LAYER + "mlp.experts.local_experts.{expert}."
 EXPERT_TENSORS: tuple[Entry, ...] = (
-    Plain(MEGATRON_LAYER + "pre_mlp_layernorm.weight", LAYER + "post_attention_layernorm.weight"),
-    Plain(MEGATRON_LAYER + "mlp.router.weight", LAYER + "mlp.gate.weight"),
+    Plain(MEGATRON_LAYER + "pre_mlp_layernorm.weight", LAYER + "post_attention_layernorm.weight", ("hidden",)),
+    Plain(MEGATRON_LAYER + "mlp.router.weight", LAYER + "mlp.gate.weight", ("experts", "hidden")),
     GateUp(MEGATRON_EXPERT + "linear_fc1.weight", EXPERT + "gate_proj.weight", EXPERT + "up_proj.weight"),
-    Plain(MEGATRON_EXPERT + "linear_fc2.weight", EXPERT + "down_proj.weight"),
+    Plain(MEGATRON_EXPERT + "linear_fc2.weight", EXPERT + "down_proj.weight", ("hidden", "feed_forward")),
 )
 
 

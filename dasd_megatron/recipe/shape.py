@@ -74,6 +74,16 @@ class Shape:
         return self.heads * self.head_dim
 
     @property
+    def key_columns(self) -> int:
+        """Width of all keys, and of all values."""
+        return self.query_groups * self.head_dim
+
+    @property
+    def gate_up_columns(self) -> int:
+        """Width of gate and up projection together."""
+        return 2 * self.feed_forward
+
+    @property
     def qkv_columns(self) -> int:
         """Width of queries, keys and values together."""
-        return (self.heads + 2 * self.query_groups) * self.head_dim
+        return self.query_columns + 2 * self.key_columns

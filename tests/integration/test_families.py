@@ -85,8 +85,8 @@ def test_logits_loss_and_gradients_equal_transformers(model_folder: Path, tmp_pa
 
     theirs = hf_gradients(reference)
     squares = {"difference": 0.0, "all": 0.0}
-    for name, hf_names, entry in hf.family.entries(hf.shape):
-        for hf_name, ours in zip(hf_names, entry.to_hf(gradients.pop(name), hf.shape), strict=True):
+    for part in hf.family.parts(hf.shape):
+        for hf_name, ours in zip(part.hf, part.entry.to_hf(gradients.pop(part.name), hf.shape), strict=True):
             expected = theirs.pop(hf_name)
             squares["difference"] += float((ours - expected).square().sum())
             squares["all"] += float(expected.square().sum())

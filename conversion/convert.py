@@ -1,118 +1,128 @@
-"""Hugging Face safetensors to a Megatron distributed checkpoint and back, by the family's table."""
+"""Hugging Face safetensors to a Megatron distributed checkpoint and back, by the family's table, parameter by parameter.
+
+Neither side is ever in memory as a whole: what is read stays mapped to its file, and each worker holds the parameter at hand.
+"""
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
-from conversion.hf_model import INDEX, HFModel
-from dasd_megatron.artifacts.files import disk_error, write_json
-from dasd_megatron.errors import UserError
-from dasd_megatron.recipe.schema import Parallel
-from dasd_megatron.training.checkpoint import load_weights, save_weights
-from dasd_megatron.training.distributed import process_groups
-from dasd_megatron.training.model import ModelOptions, build_model, named_weights
-
-# Files of a model folder besides config and weights that a tokenizer and generation need.
-CARRIED = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
-    "chat_template.json",
-)
-SHARD_BYTES = 5 << 30
+from conversion.aside import check_free_space
+from conversion.carried import HF_FOLDER, carry, with_dtype
+from conversion.checkpoint_writer import Written, files_of, write_index, write_parts
+from conversion.hf_model import HFModel
+from conversion.mapping import Part
+from conversion.megatron_checkpoint import MegatronCheckpoint
+from conversion.safetensors_writer import SafetensorsWriter, TensorToWrite
+from conversion.workers import advance, work
+from dasd_megatron.artifacts.files import disk_error
 
 
-def import_hf(hf_folder: Path, megatron: Path) -> dict[str, int]:
-    """Writes the weights of `hf_folder` as a Megatron checkpoint. Returns counts."""
+@dataclass(frozen=True)
+class Converted:
+    """What a conversion did."""
+
+    parameters: int
+    tensors: int
+    nbytes: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.tensors:,} tensors, {self.parameters:,} parameters, {self.nbytes / 1e9:.2f} GB in {self.seconds:.1f} s"
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """For a manifest."""
+        return {"tensors": self.tensors, "parameters": self.parameters}
+
+
+def import_hf(hf_folder: Path, megatron: Path, dtype: torch.dtype | None = None) -> Converted:
+    """Writes the weights of `hf_folder` as a Megatron checkpoint into the folder `megatron`.
+
+    They keep their types unless `dtype` says another. Raises UserError for a model that isn't whole, known and understood.
+    """
+    begin = time.monotonic()
     hf = HFModel(hf_folder)
-    with process_groups(Parallel(), seed=0), torch.no_grad():
-        model = build_model(hf, Parallel(), ModelOptions(_dtype(hf)), max_length=1)
-        weights: dict[str, torch.Tensor] = dict(named_weights(model))
-        tensors = list(weights.values())
-        for part in hf.family.parts(hf.shape):
-            name, hf_names, entry = part.name, part.hf, part.entry
-            source = entry.to_megatron(tuple(hf.tensor(hf_name) for hf_name in hf_names), hf.shape)
-            target = weights.pop(name)
-            if source.shape != target.shape:
-                raise UserError(
-                    f"{hf_folder}: {', '.join(hf_names)} make a tensor of shape {tuple(source.shape)}, but config.json "
-                    f"implies {tuple(target.shape)}"
-                )
-            target.copy_(source)
-        assert not weights, f"the table of {hf.family.architecture} lacks {sorted(weights)}"
-        save_weights(model, megatron)
-        return {"tensors": len(tensors), "parameters": sum(tensor.numel() for tensor in tensors)}
+    hf.check_tensors()
+    sizes = {part: _nbytes(part, dtype or hf.dtype(part.hf[0])) for part in hf.parts}
+    total = sum(sizes.values())
 
+    def content(part: Part) -> torch.Tensor:
+        tensor = hf.parameter(part)
+        advance(sizes[part])
+        return tensor if dtype is None else tensor.to(dtype)
 
-def export_hf(megatron: Path, like: Path, folder: Path) -> dict[str, int]:
-    """Writes a Megatron checkpoint as a Hugging Face model; config, tokenizer and templates come from `like`."""
-    hf = HFModel(like)
-    with process_groups(Parallel(), seed=0), torch.no_grad():
-        model = build_model(hf, Parallel(), ModelOptions(_dtype(hf)), max_length=1)
-        load_weights(model, megatron)
-        weights = dict(named_weights(model))
-        tensors: dict[str, torch.Tensor] = {}
-        for part in hf.family.parts(hf.shape):
-            name, hf_names, entry = part.name, part.hf, part.entry
-            parts = entry.to_hf(weights[name], hf.shape)
-            tensors.update(zip(hf_names, (part.contiguous() for part in parts), strict=True))
+    def write(file: tuple[str, list[Part]]) -> list[Written]:
+        name, parts = file
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            _write_shards(tensors, folder)
-            for file in CARRIED:
-                if (like / file).is_file():
-                    shutil.copyfile(like / file, folder / file)
+            return write_parts(megatron / name, parts, content)
         except OSError as error:
-            raise disk_error(folder, error) from error
-        write_json(folder / "config.json", hf.config)
-        return {"tensors": len(tensors), "parameters": sum(tensor.numel() for tensor in tensors.values())}
+            raise disk_error(megatron, error) from error
 
-
-def convert_aside(folder: Path, convert: Callable[[Path], dict[str, int]]) -> dict[str, int]:
-    """Calls `convert` with a folder beside `folder`, and gives it that name once it is whole."""
-    aside = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
     try:
-        counts = convert(aside)
-        aside.rename(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return counts
+        megatron.mkdir(parents=True, exist_ok=True)
+        check_free_space(megatron, total)
+        files = files_of(hf.parts, sizes.__getitem__)
+        written = [place for places in work("import", write, files, total) for place in places]
+        write_index(megatron, hf.parts, written)
+        carry(hf_folder, megatron / HF_FOLDER, hf.config if dtype is None else with_dtype(hf.config, dtype))
+    except OSError as error:
+        raise disk_error(megatron, error) from error
+    return _converted(hf.parts, total, begin)
 
 
-def _write_shards(tensors: dict[str, torch.Tensor], folder: Path) -> None:
-    shards: list[dict[str, torch.Tensor]] = [{}]
-    size = 0
-    for name, tensor in tensors.items():
-        if size + tensor.nbytes > SHARD_BYTES and shards[-1]:
-            shards.append({})
-            size = 0
-        shards[-1][name] = tensor
-        size += tensor.nbytes
-    if len(shards) == 1:
-        save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
-        return
-    weight_map = {}
-    for number, shard in enumerate(shards, 1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, folder / file, metadata={"format": "pt"})
-        weight_map.update(dict.fromkeys(shard, file))
-    total = sum(tensor.nbytes for tensor in tensors.values())
-    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2))
+def export_hf(megatron: Path, folder: Path, like: Path | None = None) -> Converted:
+    """Writes a Megatron checkpoint as a Hugging Face model into the folder `folder`.
+
+    Config, tokenizer and templates are those that the checkpoint carries, or those of `like`. Raises UserError where the
+    checkpoint isn't whole, or isn't of that model.
+    """
+    begin = time.monotonic()
+    checkpoint = MegatronCheckpoint(megatron)
+    like = like or checkpoint.hf_folder
+    hf = HFModel(like)
+    checkpoint.check_tensors(hf.parts)
+    sizes = {part: _nbytes(part, checkpoint.dtype(part)) for part in hf.parts}
+    total = sum(sizes.values())
+    tensors = {
+        name: TensorToWrite(size, checkpoint.dtype(part))
+        for part in hf.parts
+        for name, size in zip(part.hf, part.sizes, strict=True)
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        check_free_space(folder, total)
+        dtypes = {tensor.dtype for tensor in tensors.values()}
+        # First of all: training may remove the checkpoint while its weights, mapped already, are still being read.
+        carry(like, folder, with_dtype(hf.config, dtypes.pop()) if len(dtypes) == 1 else hf.config)
+        writer = SafetensorsWriter(folder, tensors)
+
+        def write(part: Part) -> None:
+            pieces = part.entry.to_hf(checkpoint.parameter(part), hf.shape)
+            try:
+                for name, piece in zip(part.hf, pieces, strict=True):
+                    writer.write(name, piece, part.expert if part.stacked else None)
+            except OSError as error:
+                raise disk_error(folder, error) from error
+            advance(sizes[part])
+
+        work("export", write, hf.parts, total)
+        writer.finish()
+    except OSError as error:
+        raise disk_error(folder, error) from error
+    return _converted(hf.parts, total, begin)
 
 
-def _dtype(hf: HFModel) -> torch.dtype:
-    name = hf.config.get("dtype") or hf.config.get("torch_dtype") or "float32"
-    return torch.bfloat16 if name == "bfloat16" else torch.float32
+def _nbytes(part: Part, dtype: torch.dtype) -> int:
+    return int(torch.Size(part.megatron_size).numel()) * dtype.itemsize
+
+
+def _converted(parts: Sequence[Part], nbytes: int, begin: float) -> Converted:
+    parameters = sum(int(torch.Size(part.megatron_size).numel()) for part in parts)
+    tensors = len({name for part in parts for name in part.hf})
+    return Converted(parameters, tensors, nbytes, time.monotonic() - begin)

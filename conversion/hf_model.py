@@ -1,8 +1,10 @@
-"""A Hugging Face model folder: its config and family, and its tensors from safetensors, one at a time."""
+"""A Hugging Face model folder: its config and family, and its tensors from safetensors, mapped into memory one at a time."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from conversion.llama import LLAMA
-from conversion.mapping import Family
+from conversion.mapping import Family, Part
 from conversion.qwen2 import QWEN2
 from conversion.qwen3 import QWEN3
 from conversion.qwen3_moe import QWEN3_MOE
@@ -21,7 +23,23 @@ from dasd_megatron.recipe.preflight import read_config
 from dasd_megatron.recipe.shape import Shape
 
 FAMILIES = {family.architecture: family for family in (QWEN3, QWEN3_MOE, QWEN2, LLAMA)}
+WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+# Names of floating-point types in safetensors files.
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+# Written by old versions of transformers; it follows from config.json.
+DERIVED = "rotary_emb.inv_freq"
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+NAMED = 3  # of many wrong tensors, how many a message names
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """What a safetensors file says of a tensor."""
+
+    file: Path
+    dtype: str
+    size: tuple[int, ...]
 
 
 class HFModel:
@@ -37,6 +55,7 @@ class HFModel:
             )
         self.family: Family = FAMILIES[architecture]
         self.family.check(self.config, str(folder / "config.json"))
+        self._opened: dict[Path, Any] = {}
 
     @cached_property
     def shape(self) -> Shape:
@@ -49,35 +68,111 @@ class HFModel:
         return rope(self.config, self.shape.head_dim, str(self.folder / "config.json"))
 
     @cached_property
-    def _files(self) -> dict[str, Path]:
-        """Tensor name -> file."""
-        index = self.folder / INDEX
-        if index.is_file():
-            try:
-                weight_map = json.loads(index.read_text())["weight_map"]
-                return {name: self.folder / file for name, file in weight_map.items()}
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise UserError(f"{index}: damaged: {error!r}; fetch the model again") from None
-        path = self.folder / "model.safetensors"
-        if not path.is_file():
+    def parts(self) -> list[Part]:
+        """Every parameter of the model, by the family's table."""
+        return list(self.family.parts(self.shape))
+
+    @cached_property
+    def tensors(self) -> dict[str, StoredTensor]:
+        """What the safetensors files hold, by name; reads their headers. Raises UserError where one is damaged."""
+        found: dict[str, StoredTensor] = {}
+        for path, indexed in self._files().items():
+            file = self._open(path)
+            for name in file.keys():  # noqa: SIM118 (it's no mapping)
+                if name in found:
+                    raise UserError(f"{path}: {name} is in {found[name].file.name}, too; fetch the model again")
+                content = file.get_slice(name)
+                found[name] = StoredTensor(path, content.get_dtype(), tuple(content.get_shape()))
+            absent = [name for name in indexed if name not in found]
+            if absent:
+                raise UserError(f"{path}: {_some(absent)} should be in it by {INDEX}; fetch the model again")
+        return found
+
+    def check_tensors(self) -> None:
+        """Raises UserError unless the files hold exactly the tensors of the family's table, in the config's sizes."""
+        wanted = {name: size for part in self.parts for name, size in zip(part.hf, part.sizes, strict=True)}
+        missing = [name for name in wanted if name not in self.tensors]
+        if missing:
             raise UserError(
-                f"{self.folder}: no safetensors file; other formats (pickle) aren't read, for they can run code"
+                f"{self.folder}: without {_some(missing)}, which config.json implies; fetch the model again"
             )
-        with _open(path) as file:
-            return dict.fromkeys(file.keys(), path)
+        for name, size in wanted.items():
+            stored = self.tensors[name]
+            if stored.size != size:
+                raise UserError(f"{stored.file}: {name} is {list(stored.size)}, but config.json implies {list(size)}")
+            if stored.dtype not in DTYPES:
+                raise UserError(f"{stored.file}: {name} is of type {stored.dtype}; only {', '.join(DTYPES)} are read")
+        surplus = [name for name in self.tensors if name not in wanted and not self._harmless(name)]
+        if surplus:
+            raise UserError(
+                f"{self.folder}: {_some(surplus)} is unknown to {self.family.architecture}; a conversion would lose it"
+            )
 
     def tensor(self, name: str) -> torch.Tensor:
-        """One tensor. Raises UserError where it is missing or its file is damaged."""
-        path = self._files.get(name)
-        if path is None:
+        """One tensor, its content still in the file until it is read. Raises UserError where it is missing."""
+        stored = self.tensors.get(name)
+        if stored is None:
             raise UserError(f"{self.folder}: the tensor {name} is missing")
-        with _open(path) as file:
-            content: torch.Tensor = file.get_tensor(name)
+        content: torch.Tensor = self._open(stored.file).get_tensor(name)
         return content
 
+    def parameter(self, part: Part) -> torch.Tensor:
+        """One Megatron parameter, made from the tensors that the table says."""
+        tensors = tuple(self.tensor(name) for name in part.hf)
+        if part.stacked:
+            tensors = tuple(tensor[part.expert] for tensor in tensors)
+        return part.entry.to_megatron(tensors, self.shape)
 
-def _open(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt")
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: damaged or missing: {error}") from None
+    def dtype(self, name: str) -> torch.dtype:
+        """Of one tensor."""
+        return DTYPES[self.tensors[name].dtype]
+
+    def _harmless(self, name: str) -> bool:
+        """Whether a tensor outside the table says nothing that isn't said already."""
+        if name == HEAD and self.shape.tied:  # some write the tied head as well
+            return torch.equal(self.tensor(HEAD), self.tensor(EMBEDDING))
+        return name.endswith(DERIVED)
+
+    def _files(self) -> dict[Path, list[str]]:
+        """The weights' files, with the names that the index says are in them."""
+        index, path = self.folder / INDEX, self.folder / WEIGHTS
+        if not index.is_file():
+            if not path.is_file():
+                raise UserError(
+                    f"{self.folder}: no safetensors file; other formats (pickle) aren't read, for they can run code"
+                )
+            return {path: []}
+        if path.is_file():
+            raise UserError(f"{self.folder}: both {WEIGHTS} and {INDEX}; remove the one that isn't meant")
+        files: dict[Path, list[str]] = {}
+        try:
+            for name, file in json.loads(index.read_text())["weight_map"].items():
+                if Path(file).name != file:
+                    raise UserError(f"{index}: {file}: weights must lie in the model's folder")
+                files.setdefault(self.folder / file, []).append(name)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{index}: damaged: {error!r}; fetch the model again") from None
+        for file_path in files:
+            if not file_path.is_file():
+                raise UserError(f"{index}: names {file_path.name}, which isn't there; fetch the model again")
+        return files
+
+    def _open(self, path: Path) -> Any:
+        if path not in self._opened:
+            try:
+                self._opened[path] = safe_open(path, framework="pt")
+            except (OSError, SafetensorError) as error:
+                raise UserError(f"{path}: damaged or cut off: {error}; fetch the model again") from None
+        return self._opened[path]
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """Of a name such as bfloat16."""
+    return next(dtype for dtype in DTYPES.values() if str(dtype) == f"torch.{name}")
+
+
+def _some(names: Iterable[str]) -> str:
+    """A few of many names."""
+    names = list(names)
+    rest = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {rest} more" if rest > 0 else "")

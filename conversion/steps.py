@@ -11,11 +11,10 @@ from dasd_megatron.training.train import CHECKPOINT
 
 def import_student(context: StepContext) -> dict[str, Any]:
     """The student's weights as the checkpoint that the first stage starts from."""
-    return {"counts": import_hf(context.inputs["model"], context.output.path / CHECKPOINT)}
+    return {"counts": import_hf(context.inputs["model"], context.output.path / CHECKPOINT).counts}
 
 
 def export_student(context: StepContext) -> dict[str, Any]:
     """A stage's checkpoint as a Hugging Face model folder, with the student's tokenizer and templates."""
-    return {
-        "counts": export_hf(context.inputs["checkpoint"] / CHECKPOINT, context.inputs["model"], context.output.path)
-    }
+    checkpoint = context.inputs["checkpoint"] / CHECKPOINT
+    return {"counts": export_hf(checkpoint, context.output.path, like=context.inputs["model"]).counts}

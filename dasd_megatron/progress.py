@@ -9,11 +9,12 @@ from typing import Never
 
 from tqdm import tqdm
 
+_BYTES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 LOG_INTERVAL = 15.0  # seconds between lines where standard error is no terminal
 
 
 class Progress:
-    """Counts `total` units of work; use as a context manager."""
+    """Counts `total` units of work; use as a context manager. The unit "B" (bytes) is shown in kB, MB or GB."""
 
     def __init__(self, label: str, total: int, unit: str, done: int = 0) -> None:
         self.label, self.total, self.unit, self.done = label, total, unit, done
@@ -21,7 +22,9 @@ class Progress:
         self._logged = self._start
         self._bar: tqdm[Never] | None = None
         if sys.stderr.isatty():
-            self._bar = tqdm(total=total, initial=done, desc=label, unit=unit, dynamic_ncols=True)
+            self._bar = tqdm(
+                total=total, initial=done, desc=label, unit=unit, unit_scale=unit == "B", dynamic_ncols=True
+            )
 
     def update(self, done: int, note: str = "") -> None:
         """Sets the count reached, with a short note such as the loss."""
@@ -35,10 +38,19 @@ class Progress:
             rate = (done - self._first) / max(now - self._start, 1e-9)
             left = f", {(self.total - done) / rate:.0f} s left" if rate > 0 and done < self.total else ""
             print(
-                f"{self.label}: {done}/{self.total} {self.unit}, {rate:.1f} {self.unit}/s{left} {note}".rstrip(),
+                f"{self.label}: {self._amounts(done, self.total)}, {self._amounts(rate)}/s{left} {note}".rstrip(),
                 file=sys.stderr,
                 flush=True,
             )
+
+    def _amounts(self, *counts: float) -> str:
+        if self.unit != "B":
+            return (
+                "/".join(f"{count:.1f}" if isinstance(count, float) else str(count) for count in counts)
+                + f" {self.unit}"
+            )
+        scale, unit = next((pair for pair in _BYTES if counts[-1] >= pair[0]), _BYTES[-1])
+        return "/".join(f"{count / scale:.1f}" for count in counts) + f" {unit}"
 
     def __enter__(self) -> Progress:
         return self

@@ -89,7 +89,7 @@ class Run:
         from safetensors.torch import load_file
 
         target = self.context.with_suffix(".hf")
-        export_hf(self.output / "checkpoint", self.model, target)
+        export_hf(self.output / "checkpoint", target)
         return load_file(target / "model.safetensors")
 
 

@@ -1,9 +1,14 @@
 #!/usr/bin/env python
-"""Converts checkpoints between Hugging Face safetensors and Megatron's distributed format. Needs no GPU.
+"""Converts checkpoints between Hugging Face safetensors and Megatron's distributed format, and proves it. Needs no GPU.
+
+A Megatron checkpoint that is written here or by training loads in any parallel layout, and carries the model's config,
+tokenizer and chat template.
 
 examples:
+  python tools/convert.py inspect examples/toy/student
   python tools/convert.py import --hf examples/toy/student --megatron /tmp/student-megatron
-  python tools/convert.py export --megatron /tmp/student-megatron --like examples/toy/student --hf /tmp/student-hf
+  python tools/convert.py verify --hf examples/toy/student --megatron /tmp/student-megatron
+  python tools/convert.py export --megatron /tmp/student-megatron --hf /tmp/student-hf
 """
 
 import argparse
@@ -12,35 +17,62 @@ from pathlib import Path
 
 
 def main() -> int:
+    args = parse()
+
+    from dasd_megatron.errors import UserError
+
+    try:
+        if args.command == "import":
+            return import_model(args)
+        if args.command == "export":
+            return export_model(args)
+        raise AssertionError(args.command)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; nothing was left behind", file=sys.stderr)
+        return 130
+
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     importing = commands.add_parser("import", help="Hugging Face to Megatron")
     importing.add_argument("--hf", type=Path, required=True, help="model folder to read")
     importing.add_argument("--megatron", type=Path, required=True, help="checkpoint folder to write; must not exist")
+    importing.add_argument(
+        "--dtype", choices=("bfloat16", "float16", "float32"), help="type of the weights; default: the one they have"
+    )
     exporting = commands.add_parser("export", help="Megatron to Hugging Face")
     exporting.add_argument("--megatron", type=Path, required=True, help="checkpoint folder to read")
-    exporting.add_argument(
-        "--like", type=Path, required=True, help="model folder that gives config, tokenizer and templates"
-    )
     exporting.add_argument("--hf", type=Path, required=True, help="model folder to write; must not exist")
-    args = parser.parse_args()
+    exporting.add_argument(
+        "--like",
+        type=Path,
+        help="model folder that gives config, tokenizer and templates; default: the checkpoint's own",
+    )
+    return parser.parse_args()
 
-    from dasd_megatron.errors import UserError
 
-    try:
-        target = args.megatron if args.command == "import" else args.hf
-        if target.exists():
-            raise UserError(f"{target}: exists already; name a new folder, or remove this one first")
-        from conversion.convert import convert_aside, export_hf, import_hf
+def import_model(args: argparse.Namespace) -> int:
+    from conversion.aside import written_aside
+    from conversion.convert import import_hf
+    from conversion.hf_model import dtype_named
 
-        if args.command == "import":
-            counts = import_hf(args.hf, args.megatron)
-        else:
-            counts = convert_aside(args.hf, lambda folder: export_hf(args.megatron, args.like, folder))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{target}: {counts['tensors']} tensors, {counts['parameters']:,} parameters")
+    with written_aside(args.megatron) as folder:
+        converted = import_hf(args.hf, folder, dtype_named(args.dtype) if args.dtype else None)
+    print(f"{args.megatron}: {converted}")
+    return 0
+
+
+def export_model(args: argparse.Namespace) -> int:
+    from conversion.aside import written_aside
+    from conversion.convert import export_hf
+
+    with written_aside(args.hf) as folder:
+        converted = export_hf(args.megatron, folder, args.like)
+    print(f"{args.hf}: {converted}")
     return 0
 
 

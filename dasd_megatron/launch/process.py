@@ -22,12 +22,14 @@ def child_options() -> tuple[Callable[[], None], dict[str, str]]:
     """`preexec_fn` and `env` for a child that is to end with this process."""
     parent = os.getpid()
 
-    def in_child() -> None:
-        _die_with_parent()
-        if os.getppid() != parent:  # it ended before the request
-            os._exit(1)
+    return lambda: die_with(parent), {LAUNCHER: str(parent), **os.environ}
 
-    return in_child, {LAUNCHER: str(parent), **os.environ}
+
+def die_with(parent: int) -> None:
+    """For a child of the process `parent`: end when it ends, however it ends."""
+    _die_with_parent()
+    if os.getppid() != parent:  # it ended before the request
+        os._exit(1)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import contextlib
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer
 from torch.distributed.checkpoint.api import CheckpointException
 
+from conversion.carried import HF_FOLDER, carry, with_dtype
+from conversion.checkpoint_metadata import read_index
+from conversion.hf_model import HFModel
 from dasd_megatron.errors import UserError
 from dasd_megatron.training.optimizer_state import sharded_state, take_up
 from dasd_megatron.training.random_state import layout, random_states, set_random_states, sharded
@@ -27,13 +30,14 @@ from dasd_megatron.training.save import Save, remove
 _STEP = re.compile(r"step-(\d+)")
 
 
-def save_weights(chunks: Sequence[GPTModel], folder: Path) -> None:
-    """Writes the weights alone; called on every rank."""
-    Save(_weights(chunks), folder).finish()
+def save_weights(chunks: Sequence[GPTModel], hf: HFModel, folder: Path) -> None:
+    """Writes the weights alone, and what of `hf` a checkpoint carries along; called on every rank."""
+    Save(_weights(chunks), folder, _carried(chunks, hf)).finish()
 
 
 def load_weights(chunks: Sequence[GPTModel], folder: Path) -> None:
     """Loads weights written in any layout; called on every rank."""
+    read_index(folder)  # Megatron reads it, too, but as a pickle that may run code
     _set_weights(chunks, _load(_weights(chunks), folder))
 
 
@@ -45,9 +49,15 @@ class StepCheckpoints:
     """
 
     def __init__(
-        self, chunks: Sequence[GPTModel], optimizer: MegatronOptimizer, folder: Path, execution: Mapping[str, Any]
+        self,
+        chunks: Sequence[GPTModel],
+        hf: HFModel,
+        optimizer: MegatronOptimizer,
+        folder: Path,
+        execution: Mapping[str, Any],
     ) -> None:
         self._chunks, self._optimizer, self._folder = chunks, optimizer, folder
+        self._carry = _carried(chunks, hf)
         self._distributed: bool = execution["parallel"]["distributed_optimizer"]
         self._keep, self._keep_every = execution["keep_checkpoints"], execution["keep_every"]
         self._waits = not execution["async_save"]
@@ -64,7 +74,8 @@ class StepCheckpoints:
         state = {**weights, "optimizer": optimizer, "random": sharded(random_states())}
         # Values that aren't sharded: the same on every rank.
         common = {"step": step, "random_layout": layout(), "distributed_optimizer": self._distributed}
-        self._current, self._newest = Save({**state, **common}, self._folder / f"step-{step:07d}"), step
+        self._current = Save({**state, **common}, self._folder / f"step-{step:07d}", self._carry)
+        self._newest = step
         if self._waits:
             self.wait()
 
@@ -167,6 +178,12 @@ def _step(folder: Path) -> int:
 def _weights(chunks: Sequence[GPTModel]) -> dict[str, Any]:
     """Weights by chunk; inside, tensors carry names that don't depend on the layout."""
     return {f"model{n}": chunk.sharded_state_dict(metadata=_metadata()) for n, chunk in enumerate(chunks)}
+
+
+def _carried(chunks: Sequence[GPTModel], hf: HFModel) -> Callable[[Path], None]:
+    """Writes what a checkpoint carries along into its folder."""
+    config = with_dtype(hf.config, chunks[0].config.params_dtype)
+    return lambda folder: carry(hf.folder, folder / HF_FOLDER, config)
 
 
 def _set_weights(chunks: Sequence[GPTModel], state: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import queue
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,13 @@ filesystem_async._results_queue = queue.Queue()
 
 
 class Save:
-    """A save under way. Made and finished on every rank; in between the state may change, and training goes on."""
+    """A save under way. Made and finished on every rank; in between the state may change, and training goes on.
 
-    def __init__(self, state: dict[str, Any], folder: Path) -> None:
-        self._folder, self._aside = folder, _aside(folder)
+    `carry` writes what a checkpoint carries along besides, into the folder that it's given; called on rank 0.
+    """
+
+    def __init__(self, state: dict[str, Any], folder: Path, carry: Callable[[Path], None]) -> None:
+        self._folder, self._aside, self._carry = folder, _aside(folder), carry
         failure: UserError | None = None
         if dist.get_rank() == 0:
             try:
@@ -91,6 +95,7 @@ class Save:
         failure = next((outcome for outcome in outcomes if isinstance(outcome, UserError)), None)
         if failure is None:
             try:
+                self._carry(self._aside)
                 self._plan.writer.finish(self._plan.metadata, outcomes)
                 save_config(CheckpointingConfig(self._plan.backend, self._plan.version), str(self._aside))
                 sync(self._aside / "metadata.json")

@@ -47,7 +47,7 @@ class Stage:
 
     def __init__(self, context: StepContext, hf: HFModel, parallel: Parallel, training: Training) -> None:
         self.name, self.folder = context.name, context.output.path
-        self.training, self.execution = training, context.execution
+        self.hf, self.training, self.execution = hf, training, context.execution
         self.packs = Packs(context.artifact("packs"), context.config["seed"], context.config["isolate_documents"])
         self.steps = training.total_steps(len(self.packs))
         memory = Memory(**self.execution["memory"])
@@ -60,7 +60,9 @@ class Stage:
 
         Raises Stopped once a signal has come and the step it came in is saved.
         """
-        checkpoints = checkpoint.StepCheckpoints(self.chunks, self.trainer.optimizer, self.folder, self.execution)
+        checkpoints = checkpoint.StepCheckpoints(
+            self.chunks, self.hf, self.trainer.optimizer, self.folder, self.execution
+        )
         # Killed between the last save and COMPLETE, a stage has its weights.
         done = self.steps if (self.folder / CHECKPOINT).is_dir() else checkpoints.load_latest()
         with StepLog(self.name, self.folder, self.steps, done, self.execution["logging"]) as log:
@@ -71,7 +73,7 @@ class Stage:
             dist.barrier()  # torchrun ends the others when the first rank exits
             raise stopped
         if not (self.folder / CHECKPOINT).is_dir():
-            checkpoint.save_weights(self.chunks, self.folder / CHECKPOINT)
+            checkpoint.save_weights(self.chunks, self.hf, self.folder / CHECKPOINT)
         checkpoints.end()
         lines = log.read()
         return {

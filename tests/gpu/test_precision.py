@@ -79,12 +79,12 @@ def test_fp8_goes_on_from_a_checkpoint(hf: HFModel, one_rank: None, fp8: str, tm
     execution = {"parallel": Parallel().model_dump(), "keep_checkpoints": 1, "keep_every": None, "async_save": True}
     trainer, chunks = make_trainer(hf, fp8)
     losses(trainer, 0, 20)
-    checkpoints = StepCheckpoints(chunks, trainer.optimizer, tmp_path, execution)
+    checkpoints = StepCheckpoints(chunks, hf, trainer.optimizer, tmp_path, execution)
     checkpoints.save(20)
     expected = losses(trainer, 20, 25)  # while the checkpoint is written
     checkpoints.wait()
     trainer, chunks = make_trainer(hf, fp8)
-    assert StepCheckpoints(chunks, trainer.optimizer, tmp_path, execution).load_latest() == 20
+    assert StepCheckpoints(chunks, hf, trainer.optimizer, tmp_path, execution).load_latest() == 20
     for ours, theirs in zip(losses(trainer, 20, 25), expected, strict=True):
         assert ours == pytest.approx(theirs, rel=2e-3)
 

@@ -91,11 +91,12 @@ def test_a_checkpoint_of_the_gpu_loads_on_the_cpu(reference: dict[str, Any], one
     from dasd_megatron.training.checkpoint import load_weights, save_weights
     from dasd_megatron.training.model import ModelOptions, build_model
 
-    chunks = build_model(HFModel(reference["model"]), Parallel(), ModelOptions(torch.bfloat16), sum(LENGTHS))
+    hf = HFModel(reference["model"])
+    chunks = build_model(hf, Parallel(), ModelOptions(torch.bfloat16), sum(LENGTHS))
     load_weights(chunks, reference["checkpoint"])
-    save_weights(chunks, tmp_path / "gpu")
+    save_weights(chunks, hf, tmp_path / "gpu")
     code = "import sys; from pathlib import Path; from conversion.convert import export_hf; export_hf(*map(Path, sys.argv[1:]))"
-    arguments = [str(tmp_path / "gpu"), str(reference["model"]), str(tmp_path / "hf")]
+    arguments = [str(tmp_path / "gpu"), str(tmp_path / "hf")]
     subprocess.run(
         [sys.executable, "-c", code, *arguments], cwd=ROOT, check=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     )

@@ -198,7 +198,7 @@ def test_a_save_is_of_the_moment_it_began(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(Save, "_write", late)
     values = torch.arange(4.0)
     with process_groups(Parallel(), 0):
-        save = Save(state(values), folder)
+        save = Save(state(values), folder, lambda _: None)
         values.zero_()
         assert save.writing
         assert not folder.exists()
@@ -220,8 +220,9 @@ def test_extra_state_of_layers_is_saved(runs: Runs, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(RowParallelLinear, "get_extra_state", lambda layer: torch.tensor([448.0]))
     monkeypatch.setattr(RowParallelLinear, "set_extra_state", lambda layer, state: scales.append(state))
     with process_groups(Parallel(), 0):
-        model = build_model(HFModel(runs.model), Parallel(), ModelOptions(), CONTEXT)
-        save_weights(model, tmp_path / "saved")
+        hf = HFModel(runs.model)
+        model = build_model(hf, Parallel(), ModelOptions(), CONTEXT)
+        save_weights(model, hf, tmp_path / "saved")
         monkeypatch.setattr(RowParallelLinear, "get_extra_state", lambda layer: torch.tensor([0.0]))
         load_weights(model, tmp_path / "saved")
     assert scales

@@ -1,0 +1,42 @@
+"""What a checkpoint carries along with its weights: the model's config, tokenizer, generation config and chat template."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dasd_megatron.artifacts.files import write_json
+
+# Folder inside a Megatron checkpoint that holds them.
+HF_FOLDER = "hf"
+# Files of a model folder besides config and weights that a tokenizer and generation need.
+FILES = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+
+def carry(source: Path, target: Path, config: dict[str, Any]) -> None:
+    """Writes `config` into the folder `target`, and copies the other files from `source`. OSError where the system refuses."""
+    target.mkdir(exist_ok=True)
+    for file in FILES:
+        if (source / file).is_file():
+            shutil.copyfile(source / file, target / file)
+    write_json(target / "config.json", config)
+
+
+def with_dtype(config: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """`config`, saying the type that the weights have, under the name that it uses."""
+    name = "torch_dtype" if "torch_dtype" in config else "dtype"
+    return {**config, name: str(dtype).removeprefix("torch.")}

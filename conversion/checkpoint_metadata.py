@@ -1,0 +1,83 @@
+"""The index of a Megatron distributed checkpoint: which tensors it holds, in which pieces, and where these lie.
+
+The index is a pickle by Megatron's (torch.distributed.checkpoint's) design. It is read by an unpickler that knows the classes of
+an index and no others, so that a checkpoint from elsewhere can't run code here.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+from torch.distributed.checkpoint.metadata import Metadata
+
+from dasd_megatron.errors import UserError
+
+INDEX = ".metadata"
+_TORCH_TYPES = {"Size", "device", "strided"}
+_CLASSES = {
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.planner": {
+        "BytesIOWriteData",
+        "SavePlan",
+        "TensorWriteData",
+        "WriteItem",
+        "WriteItemType",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo", "_StoragePrefix"},
+    "torch.serialization": {"_get_layout"},
+    "collections": {"OrderedDict"},
+}
+
+
+def read_index(folder: Path) -> Metadata:
+    """Raises UserError where `folder` is no distributed checkpoint, or its index is damaged or asks for anything unknown."""
+    path = folder / INDEX
+    if not path.is_file():
+        raise UserError(f"{folder}: {_what_else(folder)}")
+    try:
+        index = _Unpickler(io.BytesIO(path.read_bytes())).load()
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except Exception as error:  # a damaged pickle raises anything
+        raise UserError(f"{path}: damaged: {error!r}") from None
+    if not isinstance(index, Metadata) or not index.storage_data:
+        raise UserError(f"{path}: no index of a distributed checkpoint")
+    return index
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        """Only what an index is made of."""
+        import torch
+
+        if module == "torch" and (name in _TORCH_TYPES or isinstance(getattr(torch, name, None), torch.dtype)):
+            return getattr(torch, name)
+        if name not in _CLASSES.get(module, ()):
+            raise UserError(f"asks for {module}.{name}, which no index needs and which could run code: not read")
+        return super().find_class(module, name)
+
+
+def _what_else(folder: Path) -> str:
+    """What a folder without an index seems to be."""
+    if not folder.is_dir():
+        return "no such folder"
+    if (folder / "latest_checkpointed_iteration.txt").is_file():
+        return "a folder of checkpoints; name one of its iter_* folders"
+    steps = sorted(path.name for path in folder.glob("step-*"))
+    if steps:
+        return f"a folder of checkpoints; name one of them, such as {steps[-1]}"
+    if any(folder.glob("mp_rank_*")):
+        return "a checkpoint in Megatron's old format, a pickle, which can run code: not read; save it as torch_dist"
+    return "no Megatron distributed checkpoint (no .metadata in it)"

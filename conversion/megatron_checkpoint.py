@@ -1,0 +1,192 @@
+"""A Megatron distributed checkpoint (torch_dist): its tensors, whichever layout wrote them, mapped into memory one at a time."""
+
+from __future__ import annotations
+
+import io
+import mmap
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
+
+from conversion.carried import HF_FOLDER
+from conversion.checkpoint_metadata import read_index
+from conversion.mapping import Part
+from dasd_megatron.errors import UserError
+
+# Beside weights a checkpoint holds the optimizer's state, random states and other values of a training run.
+_NOT_WEIGHTS = ("optimizer.", "random/", "common_state/", "rng_state/", "rerun_state_machine_state/")
+_VOCABULARY = "vocabulary"
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """One piece of a tensor."""
+
+    start: tuple[int, ...]
+    size: tuple[int, ...]
+
+
+class MegatronCheckpoint:
+    """Read access. Raises UserError for a folder that is none, or whose files are cut off."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._index = read_index(folder)
+        # All at once: mapped files can still be read after training has removed this checkpoint in favour of newer ones.
+        self._maps = {file: self._map(file, end) for file, end in self._ends().items()}
+
+    @property
+    def hf_folder(self) -> Path:
+        """The model's config and tokenizer. Raises UserError where the checkpoint carries none."""
+        folder = self.folder / HF_FOLDER
+        if not (folder / "config.json").is_file():
+            raise UserError(
+                f"{self.folder}: carries no {HF_FOLDER}/config.json; say with --like which Hugging Face folder has its config"
+            )
+        return folder
+
+    @cached_property
+    def weights(self) -> dict[str, TensorStorageMetadata]:
+        """The model's tensors by name."""
+        return {
+            name: stored
+            for name, stored in self._index.state_dict_metadata.items()
+            if isinstance(stored, TensorStorageMetadata) and not name.startswith(_NOT_WEIGHTS)
+        }
+
+    def dtype(self, part: Part) -> torch.dtype:
+        """Of one parameter."""
+        dtype: torch.dtype = self.weights[part.key].properties.dtype
+        return dtype
+
+    def check_tensors(self, parts: Sequence[Part]) -> None:
+        """Raises UserError unless the weights are exactly `parts`, in their sizes."""
+        wanted = {part.key: part for part in parts}
+        missing = [key for key in wanted if key not in self.weights]
+        if missing:
+            raise UserError(f"{self.folder}: no {missing[0]} in it, so it is no checkpoint of this model")
+        surplus = [key for key in self.weights if key not in wanted]
+        if surplus:
+            raise UserError(
+                f"{self.folder}: holds {surplus[0]}, which this model doesn't have; a conversion would lose it"
+            )
+        for key, part in wanted.items():
+            size, expected = tuple(self.weights[key].size), (*part.stack, *part.megatron_size)
+            rows = len(part.stack)
+            if part.entry.megatron_sizes[0] == _VOCABULARY and size[rows] >= expected[rows]:
+                size = (*size[:rows], expected[rows], *size[rows + 1 :])  # padded to a multiple of tensor parallelism
+            if size != expected:
+                raise UserError(f"{self.folder}: {key} is {list(size)}, but config.json implies {list(expected)}")
+
+    def parameter(self, part: Part) -> torch.Tensor:
+        """One parameter, without padding; a view of the file where one piece holds it all."""
+        start = (*part.place, *(0 for _ in part.megatron_size))
+        size = (*(1 for _ in part.place), *part.megatron_size)
+        result: torch.Tensor | None = None
+        covered = 0
+        for chunk in self._chunks[part.key][start[0]]:
+            low = [max(a, b) for a, b in zip(start, chunk.start, strict=True)]
+            high = [min(a + n, b + m) for a, n, b, m in zip(start, size, chunk.start, chunk.size, strict=True)]
+            if any(a >= b for a, b in zip(low, high, strict=True)):
+                continue
+            stored = self._read(part.key, chunk)
+            piece = stored[tuple(slice(a - o, b - o) for a, b, o in zip(low, high, chunk.start, strict=True))]
+            if piece.shape == size:
+                return piece.reshape(part.megatron_size)
+            if result is None:
+                result = torch.empty(size, dtype=piece.dtype)
+            result[tuple(slice(a - o, b - o) for a, b, o in zip(low, high, start, strict=True))] = piece
+            covered += piece.numel()
+        if result is None or covered != result.numel():
+            raise UserError(f"{self.folder}: pieces of {part.key} are missing")
+        return result.reshape(part.megatron_size)
+
+    @cached_property
+    def _chunks(self) -> dict[str, dict[int, list[_Chunk]]]:
+        """Pieces of every tensor, by the first coordinates (mostly layers) that they cover."""
+        found: dict[str, dict[int, list[_Chunk]]] = {}
+        for name, stored in self.weights.items():
+            by_first: dict[int, list[_Chunk]] = defaultdict(list)
+            for chunk in set(_distinct(stored.chunks)):
+                # Those of a tensor without layers all begin the search at 0.
+                for first in range(chunk.start[0], chunk.start[0] + chunk.size[0]) if "layers" in name else (0,):
+                    by_first[first].append(chunk)
+            found[name] = by_first
+        return found
+
+    def _read(self, name: str, chunk: _Chunk) -> torch.Tensor:
+        place = self._index.storage_data[MetadataIndex(name, chunk.start)]
+        entry = memoryview(self._maps[place.relative_path])[place.offset : place.offset + place.length]
+        try:
+            # On the device "meta" torch reads what the tensor is, and where in the file its content begins.
+            described = torch.load(io.BufferedReader(_Reader(entry)), map_location="meta", weights_only=True)
+            storage = described.untyped_storage()
+            begin = storage._checkpoint_offset
+            content = torch.frombuffer(entry[begin : begin + storage.nbytes()], dtype=torch.uint8)
+            if content.data_ptr() % described.element_size():
+                content = content.clone()
+            tensor = content.view(described.dtype).as_strided(
+                described.shape, described.stride(), described.storage_offset()
+            )
+        except Exception as error:  # a damaged zip or pickle raises anything
+            raise UserError(f"{self.folder / place.relative_path}: {name} is damaged: {error}") from None
+        if tuple(tensor.shape) != chunk.size:
+            raise UserError(
+                f"{self.folder / place.relative_path}: {name} is {list(tensor.shape)}, not {list(chunk.size)}"
+            )
+        return tensor
+
+    def _ends(self) -> dict[str, int]:
+        """Every file, and how long it must be at least."""
+        ends: dict[str, int] = {}
+        for place in self._index.storage_data.values():
+            ends[place.relative_path] = max(ends.get(place.relative_path, 0), place.offset + place.length)
+        return ends
+
+    def _map(self, file: str, end: int) -> mmap.mmap:
+        path = self.folder / file
+        if path.name != file or not path.is_file():
+            raise UserError(f"{path}: missing; copy the checkpoint again")
+        with path.open("rb") as opened:
+            size = os.fstat(opened.fileno()).st_size
+            if size < end:
+                raise UserError(f"{path}: cut off at {size:,} of {end:,} bytes; copy the checkpoint again")
+            # Private, so that torch takes it; nothing is ever written.
+            return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+
+
+def _distinct(chunks: Sequence[ChunkStorageMetadata]) -> list[_Chunk]:
+    return [_Chunk(tuple(chunk.offsets), tuple(chunk.sizes)) for chunk in chunks]
+
+
+class _Reader(io.RawIOBase):
+    """A part of a mapped file, as a file."""
+
+    def __init__(self, content: memoryview) -> None:
+        self._content, self._position = content, 0
+
+    def readable(self) -> bool:
+        """See RawIOBase."""
+        return True
+
+    def seekable(self) -> bool:
+        """See RawIOBase."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """See RawIOBase."""
+        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: len(self._content)}[whence]
+        return self._position
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """See RawIOBase."""
+        content = self._content[self._position : self._position + len(buffer)]
+        buffer[: len(content)] = content
+        self._position += len(content)
+        return len(content)

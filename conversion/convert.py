@@ -49,7 +49,7 @@ def import_hf(hf_folder: Path, megatron: Path, dtype: torch.dtype | None = None)
     begin = time.monotonic()
     hf = HFModel(hf_folder)
     hf.check_tensors()
-    sizes = {part: _nbytes(part, dtype or hf.dtype(part.hf[0])) for part in hf.parts}
+    sizes = {part: part.numel * (dtype or hf.dtype(part.hf[0])).itemsize for part in hf.parts}
     total = sum(sizes.values())
 
     def content(part: Part) -> torch.Tensor:
@@ -87,7 +87,7 @@ def export_hf(megatron: Path, folder: Path, like: Path | None = None) -> Convert
     like = like or checkpoint.hf_folder
     hf = HFModel(like)
     checkpoint.check_tensors(hf.parts)
-    sizes = {part: _nbytes(part, checkpoint.dtype(part)) for part in hf.parts}
+    sizes = {part: part.numel * checkpoint.dtype(part).itemsize for part in hf.parts}
     total = sum(sizes.values())
     tensors = {
         name: TensorToWrite(size, checkpoint.dtype(part))
@@ -118,11 +118,6 @@ def export_hf(megatron: Path, folder: Path, like: Path | None = None) -> Convert
     return _converted(hf.parts, total, begin)
 
 
-def _nbytes(part: Part, dtype: torch.dtype) -> int:
-    return int(torch.Size(part.megatron_size).numel()) * dtype.itemsize
-
-
 def _converted(parts: Sequence[Part], nbytes: int, begin: float) -> Converted:
-    parameters = sum(int(torch.Size(part.megatron_size).numel()) for part in parts)
     tensors = len({name for part in parts for name in part.hf})
-    return Converted(parameters, tensors, nbytes, time.monotonic() - begin)
+    return Converted(sum(part.numel for part in parts), tensors, nbytes, time.monotonic() - begin)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
@@ -200,6 +201,11 @@ class Part:
     def megatron_size(self) -> tuple[int, ...]:
         """Size of the Megatron parameter."""
         return _resolve(self.entry.megatron_sizes, self.shape)
+
+    @property
+    def numel(self) -> int:
+        """Elements of the parameter."""
+        return math.prod(self.megatron_size)
 
 
 def _resolve(sizes: Sizes, shape: Shape) -> tuple[int, ...]:

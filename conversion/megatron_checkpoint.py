@@ -42,10 +42,25 @@ class MegatronCheckpoint:
         self._maps = {file: self._map(file, end) for file, end in self._ends().items()}
 
     @property
+    def files(self) -> list[Path]:
+        """Those that hold tensors."""
+        return [self.folder / file for file in self._maps]
+
+    @property
+    def has_optimizer(self) -> bool:
+        """Whether a training run can go on from it."""
+        return any(name.startswith("optimizer.") for name in self._index.state_dict_metadata)
+
+    @property
+    def carries_config(self) -> bool:
+        """Whether it says which model it is of; Megatron's own tools don't write that."""
+        return (self.folder / HF_FOLDER / "config.json").is_file()
+
+    @property
     def hf_folder(self) -> Path:
         """The model's config and tokenizer. Raises UserError where the checkpoint carries none."""
         folder = self.folder / HF_FOLDER
-        if not (folder / "config.json").is_file():
+        if not self.carries_config:
             raise UserError(
                 f"{self.folder}: carries no {HF_FOLDER}/config.json; say with --like which Hugging Face folder has its config"
             )

@@ -26,7 +26,12 @@ def main() -> int:
             return import_model(args)
         if args.command == "export":
             return export_model(args)
-        raise AssertionError(args.command)
+        if args.command == "verify":
+            return verify_model(args)
+        from conversion.describe import describe
+
+        print(describe(args.folder))
+        return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -52,6 +57,16 @@ def parse() -> argparse.Namespace:
         type=Path,
         help="model folder that gives config, tokenizer and templates; default: the checkpoint's own",
     )
+    inspecting = commands.add_parser(
+        "inspect", help="say what a folder of either kind holds, and what can be converted"
+    )
+    inspecting.add_argument("folder", type=Path, help="model folder, or checkpoint folder")
+    verifying = commands.add_parser("verify", help="compare tensors and logits with transformers, and write a card")
+    verifying.add_argument("--hf", type=Path, required=True, help="model folder")
+    verifying.add_argument("--megatron", type=Path, required=True, help="checkpoint folder; the card goes beside it")
+    verifying.add_argument("--tensor-parallel", type=int, default=1, metavar="N", help="ranks to split matrices over")
+    verifying.add_argument("--pipeline-parallel", type=int, default=1, metavar="N", help="ranks to split layers over")
+    verifying.add_argument("--expert-parallel", type=int, default=1, metavar="N", help="ranks to split experts over")
     return parser.parse_args()
 
 
@@ -74,6 +89,17 @@ def export_model(args: argparse.Namespace) -> int:
         converted = export_hf(args.megatron, folder, args.like)
     print(f"{args.hf}: {converted}")
     return 0
+
+
+def verify_model(args: argparse.Namespace) -> int:
+    from conversion.verify import card_path, verify
+    from dasd_megatron.recipe.schema import Parallel
+
+    tensor, expert = args.tensor_parallel, args.expert_parallel
+    parallel = Parallel(tensor=tensor, pipeline=args.pipeline_parallel, expert=expert, data=max(1, expert // tensor))
+    card = verify(args.hf, args.megatron, parallel)
+    print(f"{card}\n{card_path(args.megatron)}")
+    return 1 if card.problems else 0
 
 
 if __name__ == "__main__":

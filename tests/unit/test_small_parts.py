@@ -158,7 +158,7 @@ def test_truncated_weights(tmp_path: Path) -> None:
     folder = copy_model(tmp_path / "m")
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match="damaged or missing"):
+    with pytest.raises(UserError, match="damaged or cut off"):
         HFModel(folder).tensor("model.norm.weight")
 
 

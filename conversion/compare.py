@@ -1,0 +1,134 @@
+"""Compares a Hugging Face model with a Megatron checkpoint, config by config and tensor by tensor."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from conversion.carried import FILES
+from conversion.hf_model import HFModel
+from conversion.mapping import Part
+from conversion.megatron_checkpoint import MegatronCheckpoint
+from conversion.safetensors_writer import bytes_of
+from conversion.workers import advance, work
+
+
+@dataclass(frozen=True)
+class TensorDifference:
+    """A Hugging Face tensor that isn't what the checkpoint has of it: how many elements, and the largest difference."""
+
+    name: str
+    elements: int
+    of: int
+    largest: float
+    at: tuple[int, ...]
+
+    def __str__(self) -> str:
+        where = f"by up to {self.largest:.3g}, at {list(self.at)}"
+        return f"{self.name}: {self.elements:,} of {self.of:,} elements differ, {where}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a JSON file."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class TensorComparison:
+    """All tensors: those that differ, and a hash of the checkpoint's weights that doesn't depend on how they are stored."""
+
+    compared: int
+    rounded_to: list[str]
+    differences: list[TensorDifference]
+    sha256: str
+
+
+def compare_tensors(hf: HFModel, checkpoint: MegatronCheckpoint) -> TensorComparison:
+    """Every tensor, bit by bit; where the checkpoint has another type, after rounding to it.
+
+    Raises UserError where one of the two isn't a whole model, or they aren't of the same model.
+    """
+    hf.check_tensors()
+    checkpoint.check_tensors(hf.parts)
+
+    def compare(parts: Sequence[Part]) -> tuple[list[TensorDifference], bytes]:
+        differences, digest = [], hashlib.sha256()
+        for part in parts:
+            found, content = _compare_part(hf, checkpoint, part)
+            differences += found
+            digest.update(content)
+            advance(checkpoint.dtype(part).itemsize * part.numel)
+        return differences, digest.digest()
+
+    total = sum(checkpoint.dtype(part).itemsize * part.numel for part in hf.parts)
+    results = work("compare tensors", compare, _by_layer(hf.parts), total)
+    rounded = {
+        str(checkpoint.dtype(part)) for part in hf.parts for name in part.hf if hf.dtype(name) != checkpoint.dtype(part)
+    }
+    return TensorComparison(
+        compared=len({name for part in hf.parts for name in part.hf}),
+        rounded_to=sorted(name.removeprefix("torch.") for name in rounded),
+        differences=[difference for found, _ in results for difference in found],
+        sha256=hashlib.sha256(b"".join(digest for _, digest in results)).hexdigest(),
+    )
+
+
+def compare_configs(hf: HFModel, carried: HFModel) -> list[str]:
+    """Fields that shape the model and differ, with both values."""
+    found = []
+    for name in sorted({*hf.family.used, *hf.family.fixed} - {"max_position_embeddings"}):
+        ours, theirs = carried.config.get(name), hf.config.get(name)
+        if ours != theirs and not (name in _ROPE and _same_rope(hf, carried)):
+            found.append(f"config.json: {name} is {theirs!r}, but {ours!r} in the checkpoint")
+    return found
+
+
+def compare_files(hf: Path, carried: Path) -> list[str]:
+    """Tokenizer, template and generation files that aren't the same in both folders."""
+    return [name for name in FILES if _hash(hf / name) != _hash(carried / name)]
+
+
+_ROPE = ("rope_theta", "rope_parameters", "rope_scaling")
+
+
+def _same_rope(hf: HFModel, carried: HFModel) -> bool:
+    """Whether two configs mean the same rotary embedding, however they write it."""
+    ours, theirs = carried.rope, hf.rope
+    return ours.attention_factor == theirs.attention_factor and torch.equal(
+        ours.inverse_frequencies, theirs.inverse_frequencies
+    )
+
+
+def _compare_part(hf: HFModel, checkpoint: MegatronCheckpoint, part: Part) -> tuple[list[TensorDifference], bytes]:
+    parameter = checkpoint.parameter(part).contiguous()
+    digest = hashlib.sha256(f"{part.key} {part.place} {parameter.dtype} {list(parameter.shape)}".encode())
+    digest.update(bytes_of(parameter))
+    if torch.equal(hf.parameter(part).to(parameter.dtype), parameter):
+        return [], digest.digest()
+    found = []
+    for name, ours in zip(part.hf, part.entry.to_hf(parameter, hf.shape), strict=True):
+        theirs = hf.tensor(name) if not part.stacked else hf.tensor(name)[part.expert]
+        difference = (ours.float() - theirs.to(ours.dtype).float()).abs()
+        unequal = ~(ours == theirs.to(ours.dtype))
+        if unequal.any():
+            place = int(difference.nan_to_num(float("inf")).argmax())
+            at = tuple(int(index) for index in torch.unravel_index(torch.tensor(place), difference.shape))
+            at = (part.expert, *at) if part.stacked and part.expert is not None else at
+            largest = float(difference.flatten()[place])
+            found.append(TensorDifference(name, int(unequal.sum()), unequal.numel(), largest, at))
+    return found, digest.digest()
+
+
+def _by_layer(parts: Sequence[Part]) -> list[list[Part]]:
+    layers: dict[tuple[int | None, str], list[Part]] = {}
+    for part in parts:
+        layers.setdefault((part.layer, "" if part.layer is not None else part.key), []).append(part)
+    return list(layers.values())
+
+
+def _hash(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None

@@ -1,0 +1,150 @@
+"""Inputs that a conversion is verified on, and what transformers computes from them."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from conversion.hf_model import HFModel
+
+TEXTS = (
+    "The capital of France is",
+    "def fibonacci(n: int) -> int:\n    if n < 2:\n        return n\n    return",
+    "Frage: Was ist 17 × 23?\nAntwort: 17 × 23 = 17 × 20 + 17 × 3 =",
+    "数学:若 x² = 2,则 x ≈ 1.414。\nПривет 🌍, \\frac{1}{2} +",
+)
+GREEDY_TOKENS = 16
+# Tokens of the probe of far positions: blocks of BLOCK at each of these, and at the end of what the model is made for.
+BLOCK = 16
+FAR_POSITIONS = (0, 8192)
+RANDOM_TOKENS = 24  # of a prompt, where the folder has no tokenizer
+
+
+@dataclass
+class Probe:
+    """One input, and the tokens that greedy decoding appended to it.
+
+    Attributes:
+        input_ids: prompt and greedy continuation.
+        positions: position of each token for the rotary embedding.
+        prompt_tokens: how many tokens the prompt has.
+        text: of the continuation, where there is a tokenizer.
+    """
+
+    name: str
+    input_ids: list[int]
+    positions: list[int]
+    prompt_tokens: int
+    text: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a JSON file."""
+        return asdict(self)
+
+
+@dataclass
+class Expected:
+    """What transformers computed, fp32: `logits` [tokens, vocabulary] and `layers`, each [tokens, hidden], by probe."""
+
+    probes: list[Probe] = field(default_factory=list)
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+def expected(hf: HFModel) -> Expected:
+    """Runs transformers on the CPU in fp32."""
+    model = _load(hf)
+    tokenizer = _tokenizer(hf.folder)
+    found = Expected()
+    with torch.no_grad():
+        for number, prompt in enumerate(_prompts(hf, tokenizer)):
+            ids = [*prompt, *_greedy(model, prompt)]
+            text = tokenizer.decode(ids[len(prompt) :]) if tokenizer else None
+            found.probes.append(Probe(f"prompt {number}", ids, list(range(len(ids))), len(prompt), text))
+        found.probes.append(_far(hf))
+        for probe in found.probes:
+            with _layer_outputs(model) as layers:
+                # A mask, or transformers takes a jump in positions for the beginning of another document.
+                logits = model(
+                    input_ids=torch.tensor([probe.input_ids]),
+                    position_ids=torch.tensor([probe.positions]),
+                    attention_mask=torch.ones(1, len(probe.input_ids), dtype=torch.long),
+                    use_cache=False,
+                ).logits[0]
+            found.tensors[f"{probe.name}/logits"] = logits.clone()
+            found.tensors |= {f"{probe.name}/layer {n}": output for n, output in enumerate(layers)}
+    del model
+    gc.collect()
+    return found
+
+
+def _load(hf: HFModel) -> Any:
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    return AutoModelForCausalLM.from_pretrained(
+        str(hf.folder),
+        dtype=torch.float32,
+        attn_implementation="eager",
+        trust_remote_code=False,
+        use_safetensors=True,
+        local_files_only=True,
+    ).eval()
+
+
+def _tokenizer(folder: Path) -> Any:
+    if not (folder / "tokenizer.json").is_file():
+        return None
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+
+
+def _prompts(hf: HFModel, tokenizer: Any) -> list[list[int]]:
+    if tokenizer is None:
+        return [_random_tokens(hf, RANDOM_TOKENS, seed) for seed in range(len(TEXTS))]
+    prompts = [tokenizer.encode(text) for text in TEXTS]
+    return [prompt for prompt in prompts if prompt and max(prompt) < hf.shape.vocabulary]
+
+
+def _far(hf: HFModel) -> Probe:
+    last = hf.config.get("max_position_embeddings") or 0
+    starts = [*FAR_POSITIONS, *([last - BLOCK] if last > FAR_POSITIONS[-1] + 2 * BLOCK else [])]
+    positions = [start + place for start in starts for place in range(BLOCK)]
+    return Probe("far positions", _random_tokens(hf, len(positions), len(TEXTS)), positions, len(positions))
+
+
+def _random_tokens(hf: HFModel, count: int, seed: int) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, hf.shape.vocabulary, (count,), generator=generator).tolist()
+
+
+def _greedy(model: Any, prompt: list[int]) -> list[int]:
+    """The likeliest continuation, token by token."""
+    tokens: list[int] = []
+    ids, cache = torch.tensor([prompt]), None
+    for _ in range(GREEDY_TOKENS):
+        output = model(input_ids=ids, past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        ids = output.logits[:, -1:].argmax(-1)
+        tokens.append(int(ids))
+    return tokens
+
+
+@contextmanager
+def _layer_outputs(model: Any) -> Iterator[list[torch.Tensor]]:
+    outputs: list[torch.Tensor] = []
+
+    def keep(_module: Any, _args: Any, output: Any) -> None:
+        outputs.append((output[0] if isinstance(output, tuple) else output)[0].clone())
+
+    hooks = [layer.register_forward_hook(keep) for layer in model.model.layers]
+    yield outputs
+    for hook in hooks:
+        hook.remove()

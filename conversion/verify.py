@@ -1,0 +1,195 @@
+"""Proves a conversion: the same config, the same tensors, and the same logits as transformers, in any layout."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+from safetensors.torch import save_file
+
+from conversion.compare import TensorComparison, compare_configs, compare_files, compare_tensors
+from conversion.hf_model import HFModel
+from conversion.megatron_checkpoint import MegatronCheckpoint
+from conversion.probes import Expected, Probe, expected
+from conversion.workers import available_cores
+from dasd_megatron import versions
+from dasd_megatron.artifacts.files import write_json
+from dasd_megatron.errors import UserError
+from dasd_megatron.launch.process import child_options
+from dasd_megatron.recipe.layout import check_layout
+from dasd_megatron.recipe.schema import Memory, Parallel, Training
+
+# Largest difference over largest value, in fp32: both sides sum the same numbers in another order. Measured: 1e-7 for models
+# of a few layers, below 5e-6 for 30 layers.
+TOLERANCE = 1e-5
+_TORCHRUN_VARIABLES = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "GROUP_RANK",
+)
+
+
+@dataclass(frozen=True)
+class Card:
+    """What was compared and what came out; `problems` says in a line each what differs."""
+
+    content: dict[str, Any]
+    problems: list[str]
+
+    def __str__(self) -> str:
+        lines = [f"{name}: {value}" for name, value in self.content["summary"].items()]
+        lines += [f"differs: {problem}" for problem in self.problems]
+        return "\n".join([*lines, "verified" if not self.problems else "NOT the same model"])
+
+
+def card_path(megatron: Path) -> Path:
+    """Where a checkpoint's card lies: beside it."""
+    return megatron.resolve().with_name(f"{megatron.resolve().name}.verification.json")
+
+
+def verify(hf_folder: Path, megatron: Path, parallel: Parallel) -> Card:
+    """Compares configs, tensors and logits, and writes the card. Raises UserError where the two can't be compared."""
+    hf, checkpoint = HFModel(hf_folder), MegatronCheckpoint(megatron)
+    check_layout(hf.config, hf_folder, parallel, Training(steps=1, global_batch=parallel.data), Memory(), 1 << 20)
+    carried = HFModel(checkpoint.hf_folder) if checkpoint.carries_config else None
+    if carried is not None and carried.shape != hf.shape:
+        raise UserError(f"{megatron}: is of another model than {hf_folder}: {_changed(carried.shape, hf.shape)}")
+    tensors = compare_tensors(hf, checkpoint)
+    _check_memory(sum(part.numel for part in hf.parts))
+    say("transformers runs the probes")
+    reference = expected(hf)
+    say(f"Megatron runs the probes, layout {parallel}")
+    outputs = _megatron_outputs(carried or hf, checkpoint, parallel, reference)
+    problems = [*(compare_configs(hf, carried) if carried else []), *map(str, tensors.differences)]
+    problems += [problem for probe in reference.probes for problem in _output_problems(probe, outputs[probe.name])]
+    card = Card(_content(hf, checkpoint, carried, parallel, tensors, reference, outputs, problems), problems)
+    write_json(card_path(megatron), card.content)
+    return card
+
+
+def say(line: str) -> None:
+    """Progress of work whose length isn't known."""
+    print(f"verify: {line}", file=sys.stderr, flush=True)
+
+
+def _megatron_outputs(hf: HFModel, checkpoint: MegatronCheckpoint, parallel: Parallel, reference: Expected) -> Any:
+    """Differences by probe and output, from a process for each rank; always on the CPU, in fp32."""
+    with tempfile.TemporaryDirectory(prefix="verify-") as temporary:
+        folder = Path(temporary)
+        save_file(reference.tensors, folder / "expected.safetensors")
+        request = {
+            "config": str(hf.folder),
+            "megatron": str(checkpoint.folder),
+            "parallel": parallel.model_dump(),
+            "expected": str(folder / "expected.safetensors"),
+            "probes": [probe.as_dict() for probe in reference.probes],
+            "result": str(folder / "result.json"),
+        }
+        (folder / "request.json").write_text(json.dumps(request))
+        command = [sys.executable, "-m"]
+        if parallel.world_size > 1:
+            command += [
+                "dasd_megatron.launch.ranks",
+                "--standalone",
+                "--nproc-per-node",
+                str(parallel.world_size),
+                "-m",
+            ]
+        in_child, environment = child_options()
+        for name in _TORCHRUN_VARIABLES:
+            environment.pop(name, None)
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+        environment["OMP_NUM_THREADS"] = str(max(1, available_cores() // parallel.world_size))
+        command += ["conversion.verify_ranks", str(folder / "request.json")]
+        done = subprocess.run(command, env=environment, preexec_fn=in_child)
+        if done.returncode:
+            raise UserError(f"{checkpoint.folder}: Megatron's side failed (exit code {done.returncode}, see above)")
+        return json.loads((folder / "result.json").read_text())
+
+
+def _output_problems(probe: Probe, outputs: dict[str, Any]) -> list[str]:
+    """Logits beyond the tolerance, with the first layer that is; and another greedy text."""
+    found = []
+    logits = outputs["logits"]
+    if not _within(logits):
+        layers = sorted((name for name in outputs if name != "logits"), key=lambda name: int(name.split()[1]))
+        first = next((name for name in layers if not _within(outputs[name])), "the final norm or the head")
+        found.append(
+            f"{probe.name}: logits by {logits['difference']:.3g} of {logits['scale']:.3g}; the first to differ is {first}"
+        )
+    if not logits["greedy"]:
+        found.append(f"{probe.name}: the greedy text")
+    return found
+
+
+def _within(output: dict[str, Any]) -> bool:
+    return bool(output["difference"] <= TOLERANCE * output["scale"])
+
+
+def _content(
+    hf: HFModel,
+    checkpoint: MegatronCheckpoint,
+    carried: HFModel | None,
+    parallel: Parallel,
+    tensors: TensorComparison,
+    reference: Expected,
+    outputs: Any,
+    problems: list[str],
+) -> dict[str, Any]:
+    changed = tensors.differences
+    logits = [outputs[probe.name]["logits"] for probe in reference.probes]
+    worst = max(found["difference"] / found["scale"] for found in logits)
+    positions = max(max(probe.positions) for probe in reference.probes)
+    greedy = [probe for probe in reference.probes if probe.prompt_tokens < len(probe.input_ids)]
+    same = sum(bool(outputs[probe.name]["logits"]["greedy"]) for probe in greedy)
+    other_files = compare_files(hf.folder, checkpoint.hf_folder) if carried else []
+    rounded = f", after rounding to {', '.join(tensors.rounded_to)}" if tensors.rounded_to else ""
+    return {
+        "passed": not problems,
+        "summary": {
+            "model": f"{hf.family.architecture}, {hf.folder}",
+            "checkpoint": f"{checkpoint.folder}, layout {parallel}",
+            "tensors": f"{tensors.compared - len({d.name for d in changed}):,} of {tensors.compared:,} equal bit by bit{rounded}",
+            "logits": f"differ by up to {worst:.1e} of the largest (fp32; allowed {TOLERANCE:.0e}), at positions to {positions:,}",
+            "greedy text": f"the same for {same} of {len(greedy)} prompts",
+            "other files": f"differ: {', '.join(other_files)}"
+            if other_files
+            else "the same"
+            if carried
+            else "none carried",
+        },
+        "problems": problems,
+        "command": sys.argv,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "weights_sha256": tensors.sha256,
+        "tolerance": TOLERANCE,
+        "parallel": parallel.model_dump(),
+        "tensor_differences": [difference.as_dict() for difference in tensors.differences],
+        "probes": [{**probe.as_dict(), "outputs": outputs[probe.name]} for probe in reference.probes],
+    }
+
+
+def _changed(ours: Any, theirs: Any) -> str:
+    names = [name for name in vars(ours) if getattr(ours, name) != getattr(theirs, name)]
+    return ", ".join(f"{name} {getattr(ours, name)} against {getattr(theirs, name)}" for name in names)
+
+
+def _check_memory(parameters: int) -> None:
+    needed, available = 5 * parameters, psutil.virtual_memory().available  # fp32, and some to work with
+    if needed > available:
+        raise UserError(
+            f"running the model in fp32 takes about {needed / 1e9:.0f} GB of memory, but {available / 1e9:.0f} GB are free; "
+            "use a larger machine (its tensors are equal bit by bit)"
+        )

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.metadata import (
 from conversion.checkpoint_metadata import INDEX
 from conversion.mapping import Part
 from conversion.safetensors_writer import bytes_of
-from dasd_megatron.artifacts.files import write_atomically, write_json
+from dasd_megatron.artifacts.files import underlying, write_atomically, write_json
 
 ALIGNMENT = 64  # bytes, so that readers can use what they map into memory as it is
 FILE_BYTES = 256 << 20
@@ -123,4 +123,7 @@ def _save(tensor: torch.Tensor, file: IO[bytes]) -> None:
     tensor = tensor.detach().contiguous()
     if tensor.untyped_storage().nbytes() != tensor.nbytes:
         tensor = torch.frombuffer(bytes_of(tensor), dtype=tensor.dtype).reshape(tensor.shape)
-    torch.save(tensor, file)
+    try:
+        torch.save(tensor, file)
+    except RuntimeError as error:
+        raise underlying(error) or error  # noqa: B904 (the same error)

@@ -13,6 +13,7 @@ from conversion.carried import FILES
 from conversion.checkpoint_metadata import INDEX
 from conversion.hf_model import DTYPES, HFModel
 from conversion.megatron_checkpoint import MegatronCheckpoint
+from conversion.rope import rope_settings
 from dasd_megatron.errors import UserError
 
 
@@ -80,9 +81,7 @@ def _model(hf: HFModel) -> dict[str, str]:
 
 
 def _rope(config: dict[str, Any]) -> str:
-    settings = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
-    kind = settings.pop("rope_type", None) or settings.pop("type", None) or "default"
-    base = settings.pop("rope_theta", config.get("rope_theta", 10_000.0))
+    kind, base, settings = rope_settings(config, "")
     more = "".join(f", {name} {value}" for name, value in settings.items())
     return f"{kind}, base {base:,.0f}{more}, positions {config.get('max_position_embeddings')}"
 

@@ -17,7 +17,7 @@ from conversion.mapping import Family, Part
 from conversion.qwen2 import QWEN2
 from conversion.qwen3 import QWEN3
 from conversion.qwen3_moe import QWEN3_MOE
-from conversion.rope import Rope, rope
+from conversion.rope import Rope, rope, rope_settings
 from dasd_megatron.errors import UserError
 from dasd_megatron.recipe.preflight import read_config
 from dasd_megatron.recipe.shape import Shape
@@ -55,6 +55,7 @@ class HFModel:
             )
         self.family: Family = FAMILIES[architecture]
         self.family.check(self.config, str(folder / "config.json"))
+        rope_settings(self.config, str(folder / "config.json"))
         self._opened: dict[Path, Any] = {}
 
     @cached_property

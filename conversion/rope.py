@@ -12,7 +12,7 @@ from dasd_megatron.errors import UserError
 
 COMMON = {"rope_type", "type", "rope_theta"}
 # Kinds whose frequencies don't depend on the length of the input, and the fields that each reads.
-FIELDS = {
+FIELDS: dict[str, set[str]] = {
     "default": set(),
     "linear": {"factor"},
     "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
@@ -42,8 +42,8 @@ class Rope:
     attention_factor: float
 
 
-def rope(config: Mapping[str, Any], head_dim: int, place: str) -> Rope:
-    """The rotary embedding, computed by transformers. Raises UserError for a kind that isn't supported."""
+def rope_settings(config: Mapping[str, Any], place: str) -> tuple[str, float, dict[str, Any]]:
+    """Kind, base, and the fields that belong to the kind. Raises UserError for a kind that isn't supported."""
     settings = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
     kind = settings.get("rope_type") or settings.get("type") or "default"
     base = settings.get("rope_theta", config.get("rope_theta", 10_000.0))
@@ -52,6 +52,12 @@ def rope(config: Mapping[str, Any], head_dim: int, place: str) -> Rope:
     unknown = set(settings) - COMMON - FIELDS[kind]
     if unknown:
         raise UserError(f"{place}: rope_type={kind!r} with {', '.join(sorted(unknown))} isn't supported")
+    return kind, base, {name: value for name, value in settings.items() if name in FIELDS[kind]}
+
+
+def rope(config: Mapping[str, Any], head_dim: int, place: str) -> Rope:
+    """The rotary embedding, computed by transformers. Raises UserError for a kind that isn't supported."""
+    kind, base, settings = rope_settings(config, place)
     if kind == "default":
         return Rope(1.0 / base ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim), 1.0)
     from transformers import PreTrainedConfig

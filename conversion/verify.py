@@ -147,7 +147,7 @@ def _content(
     outputs: Any,
     problems: list[str],
 ) -> dict[str, Any]:
-    changed = tensors.differences
+    equal = tensors.compared - len({difference.name for difference in tensors.differences})
     logits = [outputs[probe.name]["logits"] for probe in reference.probes]
     worst = max(found["difference"] / found["scale"] for found in logits)
     positions = max(max(probe.positions) for probe in reference.probes)
@@ -160,8 +160,8 @@ def _content(
         "summary": {
             "model": f"{hf.family.architecture}, {hf.folder}",
             "checkpoint": f"{checkpoint.folder}, layout {parallel}",
-            "tensors": f"{tensors.compared - len({d.name for d in changed}):,} of {tensors.compared:,} equal bit by bit{rounded}",
-            "logits": f"differ by up to {worst:.1e} of the largest (fp32; allowed {TOLERANCE:.0e}), at positions to {positions:,}",
+            "tensors": f"{equal:,} of {tensors.compared:,} equal bit by bit{rounded}",
+            "logits": f"differ by up to {worst:.1e} of the largest (fp32; allowed {TOLERANCE:.0e}), positions to {positions:,}",
             "greedy text": f"the same for {same} of {len(greedy)} prompts",
             "other files": f"differ: {', '.join(other_files)}"
             if other_files

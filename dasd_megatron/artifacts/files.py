@@ -54,6 +54,14 @@ def disk_error(path: Path, error: OSError) -> UserError:
     return UserError(f"{path}: can't be written: {error}")
 
 
+def underlying(error: BaseException) -> OSError | None:
+    """The system's refusal that a library reports as an error of its own."""
+    reason: BaseException | None = error
+    while reason is not None and not isinstance(reason, OSError):
+        reason = reason.__cause__ or reason.__context__
+    return reason
+
+
 def write_json(path: Path, content: Any) -> None:
     """`content` as indented JSON, keys in their order."""
     data = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

@@ -22,7 +22,7 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 from torch.distributed.checkpoint.storage import WriteResult
 
-from dasd_megatron.artifacts.files import disk_error, sync
+from dasd_megatron.artifacts.files import disk_error, sync, underlying
 from dasd_megatron.errors import UserError
 from dasd_megatron.training.distributed import agree
 
@@ -84,9 +84,7 @@ class Save:
         """What this rank wrote, or why the system refused."""
         if self._failure is None:
             return self._written
-        reason: BaseException | None = self._failure
-        while reason is not None and not isinstance(reason, OSError):  # torch's writer raises its own on top of it
-            reason = reason.__cause__ or reason.__context__
+        reason = underlying(self._failure)
         if reason is None:
             raise self._failure
         return disk_error(self._folder, reason)

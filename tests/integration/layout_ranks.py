@@ -120,6 +120,18 @@ def isolation(parallel: Parallel, model: str, checkpoint: str, lengths: list[int
     return {"own": float(change[own].max()), "others": float(change[~own].max())}
 
 
+def resave(parallel: Parallel, model: str, checkpoint: str, target: str) -> None:
+    """Loads a checkpoint in this layout and writes its weights again."""
+    from conversion.hf_model import HFModel
+    from dasd_megatron.training.checkpoint import load_weights, save_weights
+    from dasd_megatron.training.model import ModelOptions, build_model
+
+    hf = HFModel(Path(model))
+    chunks = build_model(hf, parallel, ModelOptions(), 512)
+    load_weights(chunks, Path(checkpoint))
+    save_weights(chunks, hf, Path(target))
+
+
 if __name__ == "__main__":
     from dasd_megatron.launch.process import die_with_launcher
 

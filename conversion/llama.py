@@ -17,7 +17,7 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
 LLAMA = Family(
     architecture="LlamaForCausalLM",
     used=USED,
-    fixed={**FIXED, "mlp_bias": (False,)},
+    fixed={**FIXED, "mlp_bias": (False,), "is_llama_config": (True,), "rope_interleaved": (False,)},
     ignored=(*IGNORED, "pretraining_tp"),  # a way to compute, not what is computed
     arguments=arguments,
     tensors=(EMBEDDING, *ATTENTION_TENSORS, *MLP_TENSORS, *HEAD),

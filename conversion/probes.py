@@ -56,9 +56,9 @@ class Expected:
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
-def expected(hf: HFModel) -> Expected:
-    """Runs transformers on the CPU in fp32."""
-    model = _load(hf)
+def expected(hf: HFModel, weights: torch.dtype = torch.float32) -> Expected:
+    """Runs transformers on the CPU in fp32, with the model's weights rounded to the type `weights`."""
+    model = _load(hf, weights)
     tokenizer = _tokenizer(hf.folder)
     found = Expected()
     with torch.no_grad():
@@ -83,19 +83,20 @@ def expected(hf: HFModel) -> Expected:
     return found
 
 
-def _load(hf: HFModel) -> Any:
+def _load(hf: HFModel, weights: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    return AutoModelForCausalLM.from_pretrained(
+    model = AutoModelForCausalLM.from_pretrained(
         str(hf.folder),
-        dtype=torch.float32,
+        dtype=weights,
         attn_implementation="eager",
         trust_remote_code=False,
         use_safetensors=True,
         local_files_only=True,
-    ).eval()
+    )
+    return model.float().eval()
 
 
 def _tokenizer(folder: Path) -> Any:

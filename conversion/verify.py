@@ -15,7 +15,7 @@ import psutil
 from safetensors.torch import save_file
 
 from conversion.compare import TensorComparison, compare_configs, compare_files, compare_tensors
-from conversion.hf_model import HFModel
+from conversion.hf_model import HFModel, dtype_named
 from conversion.megatron_checkpoint import MegatronCheckpoint
 from conversion.probes import Expected, Probe, expected
 from conversion.workers import available_cores
@@ -68,7 +68,7 @@ def verify(hf_folder: Path, megatron: Path, parallel: Parallel) -> Card:
     tensors = compare_tensors(hf, checkpoint)
     _check_memory(sum(part.numel for part in hf.parts))
     say("transformers runs the probes")
-    reference = expected(hf)
+    reference = expected(hf, *map(dtype_named, tensors.rounded_to[:1]))
     say(f"Megatron runs the probes, layout {parallel}")
     outputs = _megatron_outputs(carried or hf, checkpoint, parallel, reference)
     problems = [*(compare_configs(hf, carried) if carried else []), *map(str, tensors.differences)]

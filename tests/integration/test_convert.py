@@ -32,6 +32,7 @@ from dasd_megatron.recipe.schema import Parallel
 from tests.conftest import ROOT
 from tests.integration.layout_ranks import run_on_ranks
 from tests.models import FAMILIES, tiny_model
+from tests.training_runs import Runs
 
 CONVERT = [sys.executable, "tools/convert.py"]
 
@@ -407,3 +408,35 @@ def test_two_at_once_are_refused(tmp_path: Path) -> None:
             pass
     assert (tmp_path / "out" / "file").read_text() == "content"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_export_outlives_its_checkpoint(tmp_path: Path) -> None:
+    """Training may remove a checkpoint in favour of newer ones while it is being read."""
+    hf = HFModel(tiny_model(tmp_path / "hf"))
+    import_hf(hf.folder, tmp_path / "megatron")
+    checkpoint = MegatronCheckpoint(tmp_path / "megatron")
+    shutil.rmtree(tmp_path / "megatron")
+    for part in hf.parts:
+        assert torch.equal(checkpoint.parameter(part), hf.parameter(part))
+
+
+def test_export_while_training_writes_other_checkpoints(tmp_path: Path) -> None:
+    runs = Runs(tmp_path)
+    live = runs.run("live", Parallel(), steps=60, save_every=1, keep_every=1, async_save=True)
+    with live.start() as process:
+        exported = 0
+        while process.poll() is None:
+            steps = sorted(live.output.glob("step-*")) if live.output.is_dir() else []
+            if len(steps) <= exported:
+                time.sleep(0.01)
+                continue
+            done = run("export", "--megatron", steps[-1], "--hf", tmp_path / steps[-1].name)
+            assert done.returncode == 0, done.stderr
+            exported = len(steps)
+        assert process.returncode == 0
+    folders = sorted(tmp_path.glob("step-*"))
+    assert len(folders) > 1
+    for folder in folders:
+        export_hf(live.output / folder.name, tmp_path / f"again-{folder.name}")
+        assert_same(weights(folder), weights(tmp_path / f"again-{folder.name}"))
+    assert not torch.equal(weights(folders[0])[NORM], weights(folders[-1])[NORM])

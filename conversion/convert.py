@@ -43,7 +43,8 @@ def import_hf(hf_folder: Path, megatron: Path) -> dict[str, int]:
         tensors = list(weights.values())
         for part in hf.family.parts(hf.shape):
             name, hf_names, entry = part.name, part.hf, part.entry
-            source = entry.to_megatron(tuple(hf.tensor(hf_name) for hf_name in hf_names), hf.shape)
+            sources = (hf.tensor(hf_name) for hf_name in hf_names)
+            source = entry.to_megatron(tuple(s[part.expert] if part.stacked else s for s in sources), hf.shape)
             target = weights.pop(name)
             if source.shape != target.shape:
                 raise UserError(
@@ -64,10 +65,14 @@ def export_hf(megatron: Path, like: Path, folder: Path) -> dict[str, int]:
         load_weights(model, megatron)
         weights = dict(named_weights(model))
         tensors: dict[str, torch.Tensor] = {}
+        stacks: dict[str, list[torch.Tensor]] = {}
         for part in hf.family.parts(hf.shape):
-            name, hf_names, entry = part.name, part.hf, part.entry
-            parts = entry.to_hf(weights[name], hf.shape)
-            tensors.update(zip(hf_names, (part.contiguous() for part in parts), strict=True))
+            for hf_name, tensor in zip(part.hf, part.entry.to_hf(weights[part.name], hf.shape), strict=True):
+                if part.stacked:
+                    stacks.setdefault(hf_name, []).append(tensor)
+                else:
+                    tensors[hf_name] = tensor.contiguous()
+        tensors |= {hf_name: torch.stack(experts) for hf_name, experts in stacks.items()}
         try:
             folder.mkdir(parents=True, exist_ok=True)
             _write_shards(tensors, folder)
@@ -76,7 +81,8 @@ def export_hf(megatron: Path, like: Path, folder: Path) -> dict[str, int]:
                     shutil.copyfile(like / file, folder / file)
         except OSError as error:
             raise disk_error(folder, error) from error
-        write_json(folder / "config.json", hf.config)
+        # The weights of a quantised model are written in full.
+        write_json(folder / "config.json", {k: v for k, v in hf.config.items() if k != "quantization_config"})
         return {"tensors": len(tensors), "parameters": sum(tensor.numel() for tensor in tensors.values())}
 
 

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from conversion.gpt_oss import GPT_OSS
 from conversion.llama import LLAMA
 from conversion.mapping import Family
+from conversion.mxfp4 import BLOCKS, SCALES, unpack
 from conversion.qwen2 import QWEN2
 from conversion.qwen3 import QWEN3
 from conversion.qwen3_moe import QWEN3_MOE
@@ -20,7 +22,7 @@ from dasd_megatron.errors import UserError
 from dasd_megatron.recipe.preflight import read_config
 from dasd_megatron.recipe.shape import Shape
 
-FAMILIES = {family.architecture: family for family in (QWEN3, QWEN3_MOE, QWEN2, LLAMA)}
+FAMILIES = {family.architecture: family for family in (QWEN3, QWEN3_MOE, QWEN2, LLAMA, GPT_OSS)}
 INDEX = "model.safetensors.index.json"
 
 
@@ -67,7 +69,10 @@ class HFModel:
             return dict.fromkeys(file.keys(), path)
 
     def tensor(self, name: str) -> torch.Tensor:
-        """One tensor. Raises UserError where it is missing or its file is damaged."""
+        """One tensor, unpacked. Raises UserError where it is missing or its file is damaged."""
+        if name not in self._files and name + BLOCKS in self._files:
+            packed = zip(self.tensor(name + BLOCKS), self.tensor(name + SCALES), strict=True)
+            return torch.stack([unpack(blocks, scales).mT for blocks, scales in packed])
         path = self._files.get(name)
         if path is None:
             raise UserError(f"{self.folder}: the tensor {name} is missing")

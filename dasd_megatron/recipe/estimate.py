@@ -199,7 +199,8 @@ def layer_activations(shape: Shape, parallel: Parallel, backend: Backend) -> Lay
         attention = 3 * queries + 2 * keys + 4 * shape.head_dim + 2 * shape.heads
         if shape.qk_norm:
             attention += 3 * queries + 3 * keys
-        mlp, expert = 5 * inner, 6 * inner + hidden
+        # With biases gpt-oss's activation, which has one product more.
+        mlp, expert = 5 * inner, (7 if shape.biases else 6) * inner + hidden
     else:
         # Transformer Engine: a fused norm and projection save the input and the normalised input.
         norms, outputs = 2 * hidden, 2 * hidden

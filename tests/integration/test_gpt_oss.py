@@ -11,15 +11,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import FileSystemReader
 
+from benchmarks.models import random_pack
 from conversion.convert import export_hf, import_hf
 from conversion.hf_model import HFModel
 from conversion.mapping import InterleavedGateUp, Transposed
 from conversion.mxfp4 import unpack
 from dasd_megatron.errors import UserError
-from dasd_megatron.recipe.estimate import parameter_count, training_flops
+from dasd_megatron.recipe.estimate import layer_activations, parameter_count, training_flops
 from dasd_megatron.recipe.schema import Memory, Parallel, Training
 from dasd_megatron.recipe.shape import Shape
+from dasd_megatron.training.distributed import process_groups
+from dasd_megatron.training.model import ModelOptions, build_model, transformer_config
 from tests.models import tiny_model
+from tests.packs import aligned_batch, logits_and_loss
 
 # The published config of gpt-oss-20b.
 PUBLISHED: dict[str, Any] = {
@@ -100,8 +104,6 @@ def test_published_models(tmp_path: Path, layers: int, experts: int, parameters:
 
 def test_what_megatron_is_told(tmp_path: Path) -> None:
     from megatron.core.fusions.fused_bias_geglu import quick_gelu
-
-    from dasd_megatron.training.model import ModelOptions, transformer_config
 
     config = transformer_config(model_of(tmp_path, PUBLISHED), Parallel(), ModelOptions(torch.bfloat16))
     assert config.window_size == (127, 0)
@@ -231,3 +233,33 @@ def test_stages_hold_what_the_estimate_says(tmp_path: Path, tensor: int, capsys:
     folder = model_of(tmp_path, PUBLISHED).folder
     dry_run(folder, Parallel(tensor=tensor, pipeline=4, data=2, expert=2), Training(), Memory())
     assert "GptOssForCausalLM of 20,914,757,184 parameters" in capsys.readouterr().out
+
+
+def test_estimated_activations_are_what_a_layer_saves(tmp_path: Path) -> None:
+    """On this CPU; of a layer with a window and of one without."""
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 24}
+    hf = HFModel(tiny_model(tmp_path, "gpt_oss", hidden_size=192, intermediate_size=192, **sizes))
+    lengths = [256, 128, 64, 64]
+    batch = aligned_batch(random_pack(lengths, hf.shape.vocabulary), 16)
+    saved: dict[int, torch.UntypedStorage] = {}
+    found = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage
+        return tensor
+
+    with process_groups(Parallel(), 0):
+        [chunk] = build_model(hf, Parallel(), ModelOptions(moe_aux_loss_coeff=0.0), 512)
+        weights = {parameter.untyped_storage().data_ptr() for parameter in chunk.parameters()}
+        for parameter in chunk.parameters():
+            torch.nn.init.normal_(parameter, std=0.05)
+        for layer in chunk.decoder.layers:
+            layer.register_forward_pre_hook(lambda *_: saved.clear())
+            layer.register_forward_hook(lambda *_: found.append(sum(s.nbytes() for s in saved.values()) / 4))
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            logits_and_loss(chunk, batch, hf.shape.vocabulary)
+    estimate = layer_activations(hf.shape, Parallel(), "cpu")
+    expected = (estimate.sequence + estimate.tensor) * sum(lengths)
+    assert found == pytest.approx([expected, expected], rel=0.03)

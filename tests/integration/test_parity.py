@@ -71,9 +71,13 @@ def test_expert_layout(experts: Runs, name: str) -> None:
 def test_gpt_oss_layout(gpt_oss: Runs, name: str) -> None:
     """Sinks, windows and biases, those of experts among them."""
     parallel, recompute = GPT_OSS_LAYOUTS[name]
-    lines = gpt_oss.run(name, parallel, memory={"recompute": recompute}).finish()
+    run = gpt_oss.run(name, parallel, memory={"recompute": recompute})
+    lines = run.finish()
     check_close(lines, gpt_oss.undisturbed().log(), LOSS, GRAD_NORM)
     assert lines[-1]["loss"] < lines[0]["loss"]
+    weights, expected = run.weights(), gpt_oss.undisturbed().weights()
+    for sinks in [name for name in expected if name.endswith("sinks")]:  # each rank wrote those of its heads
+        torch.testing.assert_close(weights[sinks], expected[sinks], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parity

@@ -30,6 +30,7 @@ FILES = (
 def carry(source: Path, target: Path, config: dict[str, Any]) -> None:
     """Writes `config` into the folder `target`, and copies the other files from `source`. OSError where the system refuses."""
     target.mkdir(exist_ok=True)
+    config = {name: value for name, value in config.items() if name != "quantization_config"}  # weights are unpacked
     for file in FILES:
         if (source / file).is_file():
             shutil.copyfile(source / file, target / file)

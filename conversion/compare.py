@@ -80,7 +80,7 @@ def compare_tensors(hf: HFModel, checkpoint: MegatronCheckpoint) -> TensorCompar
 def compare_configs(hf: HFModel, carried: HFModel) -> list[str]:
     """Fields that shape the model and differ, with both values."""
     found = []
-    for name in sorted({*hf.family.used, *hf.family.fixed} - {"max_position_embeddings"}):
+    for name in sorted({*hf.family.used, *hf.family.fixed} - _OF_STORAGE):
         ours, theirs = carried.config.get(name), hf.config.get(name)
         if ours != theirs and not (name in _ROPE and _same_rope(hf, carried)):
             found.append(f"config.json: {name} is {theirs!r}, but {ours!r} in the checkpoint")
@@ -92,6 +92,7 @@ def compare_files(hf: Path, carried: Path) -> list[str]:
     return [name for name in FILES if _hash(hf / name) != _hash(carried / name)]
 
 
+_OF_STORAGE = {"max_position_embeddings", "quantization_config"}  # not of what is computed
 _ROPE = ("rope_theta", "rope_parameters", "rope_scaling")
 
 
@@ -110,8 +111,7 @@ def _compare_part(hf: HFModel, checkpoint: MegatronCheckpoint, part: Part) -> tu
     if torch.equal(hf.parameter(part).to(parameter.dtype), parameter):
         return [], digest.digest()
     found = []
-    for name, ours in zip(part.hf, part.entry.to_hf(parameter, hf.shape), strict=True):
-        theirs = hf.tensor(name) if not part.stacked else hf.tensor(name)[part.expert]
+    for name, ours, theirs in zip(part.hf, part.entry.to_hf(parameter, hf.shape), hf.sources(part), strict=True):
         difference = (ours.float() - theirs.to(ours.dtype).float()).abs()
         unequal = ~(ours == theirs.to(ours.dtype))
         if unequal.any():

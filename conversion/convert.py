@@ -70,7 +70,8 @@ def import_hf(hf_folder: Path, megatron: Path, dtype: torch.dtype | None = None)
         files = files_of(hf.parts, sizes.__getitem__)
         written = [place for places in work("import", write, files, total) for place in places]
         write_index(megatron, hf.parts, written)
-        carry(hf_folder, megatron / HF_FOLDER, hf.config if dtype is None else with_dtype(hf.config, dtype))
+        written_as = dtype or (hf.dtype(hf.parts[0].hf[0]) if hf.config.get("quantization_config") else None)
+        carry(hf_folder, megatron / HF_FOLDER, with_dtype(hf.config, written_as) if written_as else hf.config)
     except OSError as error:
         raise disk_error(megatron, error) from error
     return _converted(hf.parts, total, begin)

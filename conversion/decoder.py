@@ -76,6 +76,13 @@ ATTENTION_TENSORS: tuple[Entry, ...] = (
     ),
     Plain(MEGATRON_ATTENTION + "linear_proj.weight", ATTENTION + "o_proj.weight", ("hidden", "query_columns")),
 )
+QKV_BIAS = QKV(
+    MEGATRON_ATTENTION + "linear_qkv.bias",
+    ATTENTION + "q_proj.bias",
+    ATTENTION + "k_proj.bias",
+    ATTENTION + "v_proj.bias",
+    columns=(),
+)
 QK_NORMS: tuple[Entry, ...] = (
     Plain(MEGATRON_ATTENTION + "q_layernorm.weight", ATTENTION + "q_norm.weight", ("head_dim",)),
     Plain(MEGATRON_ATTENTION + "k_layernorm.weight", ATTENTION + "k_norm.weight", ("head_dim",)),

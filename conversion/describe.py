@@ -11,7 +11,7 @@ import torch
 
 from conversion.carried import FILES
 from conversion.checkpoint_metadata import INDEX
-from conversion.hf_model import DTYPES, HFModel
+from conversion.hf_model import DTYPES, HFModel, StoredTensor
 from conversion.megatron_checkpoint import MegatronCheckpoint
 from conversion.rope import rope_settings
 from dasd_megatron.errors import UserError
@@ -36,7 +36,7 @@ def _hf(folder: Path) -> dict[str, str]:
     stored = hf.tensors.values()
     files = {tensor.file for tensor in stored}
     return facts | {
-        "dtype": _dtypes((str(DTYPES.get(tensor.dtype, tensor.dtype)), _numel(tensor.size)) for tensor in stored),
+        "dtype": _dtypes((_stored_as(tensor), _numel(tensor.size)) for tensor in stored),
         "shards": _files(files),
         "carried along": _carried(folder),
         "conversion": f"{len(hf.tensors):,} tensors make {len({part.key for part in hf.parts}):,} of a Megatron checkpoint",
@@ -93,6 +93,10 @@ def _dtypes(tensors: Iterable[tuple[str, int]]) -> str:
     if len(counts) == 1:
         return next(iter(counts))
     return ", ".join(f"{dtype} ({100 * count / counts.total():.1f}%)" for dtype, count in counts.most_common())
+
+
+def _stored_as(tensor: StoredTensor) -> str:
+    return "mxfp4 (unpacked to bfloat16)" if tensor.packed else str(DTYPES[tensor.dtype])
 
 
 def _files(files: Iterable[Path]) -> str:

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from conversion.gpt_oss import GPT_OSS
 from conversion.llama import LLAMA
 from conversion.mapping import Family, Part
+from conversion.mxfp4 import BLOCKS, SCALES, unpack, unpacked_size
 from conversion.qwen2 import QWEN2
 from conversion.qwen3 import QWEN3
 from conversion.qwen3_moe import QWEN3_MOE
@@ -22,7 +24,7 @@ from dasd_megatron.errors import UserError
 from dasd_megatron.recipe.preflight import read_config
 from dasd_megatron.recipe.shape import Shape
 
-FAMILIES = {family.architecture: family for family in (QWEN3, QWEN3_MOE, QWEN2, LLAMA)}
+FAMILIES = {family.architecture: family for family in (QWEN3, QWEN3_MOE, QWEN2, LLAMA, GPT_OSS)}
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 # Names of floating-point types in safetensors files.
@@ -40,6 +42,7 @@ class StoredTensor:
     file: Path
     dtype: str
     size: tuple[int, ...]
+    packed: bool = False
 
 
 class HFModel:
@@ -75,7 +78,26 @@ class HFModel:
 
     @cached_property
     def tensors(self) -> dict[str, StoredTensor]:
-        """What the safetensors files hold, by name; reads their headers. Raises UserError where one is damaged."""
+        """The model's tensors by name; packed ones as what they are unpacked to. Reads the headers of the files.
+
+        Raises UserError where one is damaged.
+        """
+        found = dict(self._stored)
+        for name in self._stored:
+            whole = name.removesuffix(BLOCKS)
+            if whole != name and whole + SCALES in self._stored:
+                blocks, scales = found.pop(name), found.pop(whole + SCALES)
+                size = unpacked_size(blocks.size, scales.size)
+                if size is None or {blocks.dtype, scales.dtype} != {"U8"}:
+                    raise UserError(
+                        f"{blocks.file}: {name}: {blocks.size} with scales of {scales.size} is no MXFP4 tensor"
+                    )
+                found[whole] = StoredTensor(blocks.file, "BF16", size, packed=True)
+        return found
+
+    @cached_property
+    def _stored(self) -> dict[str, StoredTensor]:
+        """What the safetensors files hold, by name."""
         found: dict[str, StoredTensor] = {}
         for path, indexed in self._files().items():
             file = self._open(path)
@@ -110,19 +132,30 @@ class HFModel:
             )
 
     def tensor(self, name: str) -> torch.Tensor:
-        """One tensor, its content still in the file until it is read. Raises UserError where it is missing."""
-        stored = self.tensors.get(name)
+        """One tensor, its content still in the file until it is read; of a packed one, its blocks or its scales.
+
+        Raises UserError where it is missing.
+        """
+        stored = self._stored.get(name)
         if stored is None:
             raise UserError(f"{self.folder}: the tensor {name} is missing")
         content: torch.Tensor = self._open(stored.file).get_tensor(name)
         return content
 
+    def sources(self, part: Part) -> tuple[torch.Tensor, ...]:
+        """The tensors that make up one Megatron parameter; of those that hold all experts, the one expert's, unpacked."""
+        if not part.stacked:
+            return tuple(self.tensor(name) for name in part.hf)
+        return tuple(self._of_expert(name, part.expert) for name in part.hf)
+
     def parameter(self, part: Part) -> torch.Tensor:
         """One Megatron parameter, made from the tensors that the table says."""
-        tensors = tuple(self.tensor(name) for name in part.hf)
-        if part.stacked:
-            tensors = tuple(tensor[part.expert] for tensor in tensors)
-        return part.entry.to_megatron(tensors, self.shape)
+        return part.entry.to_megatron(self.sources(part), self.shape)
+
+    def _of_expert(self, name: str, expert: int | None) -> torch.Tensor:
+        if self.tensors[name].packed:
+            return unpack(self.tensor(name + BLOCKS)[expert], self.tensor(name + SCALES)[expert]).mT
+        return self.tensor(name)[expert]
 
     def dtype(self, name: str) -> torch.dtype:
         """Of one tensor."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, Protocol
@@ -152,6 +152,71 @@ class GateUp:
 
 
 @dataclass(frozen=True)
+class InterleavedGateUp:
+    """Gate and up projections as one tensor whose last dimension alternates between them: gate 0, up 0, gate 1, ...
+
+    `rows` is () for their biases; matrices are [rows, gate and up], the transpose of Megatron's.
+    """
+
+    megatron: str
+    name: str
+    rows: Sizes = ("hidden",)
+    untied_only: bool = False
+
+    @property
+    def hf(self) -> tuple[str, ...]:
+        """See Entry."""
+        return (self.name,)
+
+    @property
+    def sizes(self) -> tuple[Sizes, ...]:
+        """See Entry."""
+        return ((*self.rows, "gate_up_columns"),)
+
+    @property
+    def megatron_sizes(self) -> Sizes:
+        """See Entry."""
+        return ("gate_up_columns", *self.rows)
+
+    def to_megatron(self, tensors: tuple[torch.Tensor, ...], shape: Shape) -> torch.Tensor:
+        """See Entry."""
+        [tensor] = tensors
+        return torch.cat([tensor[..., ::2], tensor[..., 1::2]], -1).movedim(-1, 0)
+
+    def to_hf(self, parameter: torch.Tensor, shape: Shape) -> tuple[torch.Tensor, ...]:
+        """See Entry."""
+        return (torch.stack(parameter.movedim(0, -1).chunk(2, -1), -1).flatten(-2),)
+
+
+@dataclass(frozen=True)
+class Transposed:
+    """A matrix that Hugging Face keeps as [inputs, outputs]."""
+
+    megatron: str
+    name: str
+    megatron_sizes: Sizes
+    untied_only: bool = False
+
+    @property
+    def hf(self) -> tuple[str, ...]:
+        """See Entry."""
+        return (self.name,)
+
+    @property
+    def sizes(self) -> tuple[Sizes, ...]:
+        """See Entry."""
+        return (self.megatron_sizes[::-1],)
+
+    def to_megatron(self, tensors: tuple[torch.Tensor, ...], shape: Shape) -> torch.Tensor:
+        """See Entry."""
+        return tensors[0].t()
+
+    def to_hf(self, parameter: torch.Tensor, shape: Shape) -> tuple[torch.Tensor, ...]:
+        """See Entry."""
+        return (parameter.t(),)
+
+
+@dataclass(frozen=True)
 class Part:
     """The parameter that an entry is in one layer and of one expert."""
 
@@ -224,6 +289,7 @@ class Family:
         arguments: config -> fields of Megatron's TransformerConfig beyond those that all families share.
         tensors: one entry a Megatron parameter.
         head_dim_given: whether config.json must say head_dim; else it is hidden_size / num_attention_heads by default.
+        problems: config -> what else is wrong with it, beyond single fields with single values.
     """
 
     architecture: str
@@ -233,6 +299,7 @@ class Family:
     arguments: Callable[[Mapping[str, Any]], dict[str, Any]]
     tensors: tuple[Entry, ...] = field(repr=False)
     head_dim_given: bool = False
+    problems: Callable[[Mapping[str, Any]], Iterable[str]] = lambda config: ()
 
     def parts(self, shape: Shape) -> Iterator[Part]:
         """Every parameter of the model, layers and experts written out; layer by layer."""
@@ -264,3 +331,5 @@ class Family:
                 raise UserError(
                     f"{place}: the field {name!r} isn't known for {self.architecture}, and it may change what the model computes"
                 )
+        for problem in self.problems(config):
+            raise UserError(f"{place}: {problem}")

@@ -34,6 +34,7 @@ class Probe:
         input_ids: prompt and greedy continuation.
         positions: position of each token for the rotary embedding.
         prompt_tokens: how many tokens the prompt has.
+        rounding: how far the logits move when each element of the embeddings moves by its last bit.
         text: of the continuation, where there is a tokenizer.
     """
 
@@ -41,6 +42,7 @@ class Probe:
     input_ids: list[int]
     positions: list[int]
     prompt_tokens: int
+    rounding: float = 0.0
     text: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -65,19 +67,15 @@ def expected(hf: HFModel, weights: torch.dtype = torch.float32) -> Expected:
         for number, prompt in enumerate(_prompts(hf, tokenizer)):
             ids = [*prompt, *_greedy(model, prompt)]
             text = tokenizer.decode(ids[len(prompt) :]) if tokenizer else None
-            found.probes.append(Probe(f"prompt {number}", ids, list(range(len(ids))), len(prompt), text))
+            found.probes.append(Probe(f"prompt {number}", ids, list(range(len(ids))), len(prompt), text=text))
         found.probes.append(_far(hf))
         for probe in found.probes:
             with _layer_outputs(model) as layers:
-                # A mask, or transformers takes a jump in positions for the beginning of another document.
-                logits = model(
-                    input_ids=torch.tensor([probe.input_ids]),
-                    position_ids=torch.tensor([probe.positions]),
-                    attention_mask=torch.ones(1, len(probe.input_ids), dtype=torch.long),
-                    use_cache=False,
-                ).logits[0]
-            found.tensors[f"{probe.name}/logits"] = logits.clone()
+                logits = _logits(model, probe)
+            found.tensors[f"{probe.name}/logits"] = logits
             found.tensors |= {f"{probe.name}/layer {n}": output for n, output in enumerate(layers)}
+            with _rounded_embeddings(model):
+                probe.rounding = float((_logits(model, probe) - logits).abs().max())
     del model
     gc.collect()
     return found
@@ -136,6 +134,32 @@ def _greedy(model: Any, prompt: list[int]) -> list[int]:
         ids = output.logits[:, -1:].argmax(-1)
         tokens.append(int(ids))
     return tokens
+
+
+def _logits(model: Any, probe: Probe) -> torch.Tensor:
+    """[tokens, vocabulary]."""
+    logits: torch.Tensor = model(
+        input_ids=torch.tensor([probe.input_ids]),
+        position_ids=torch.tensor([probe.positions]),
+        # Without a mask transformers takes a jump in positions for the beginning of another document.
+        attention_mask=torch.ones(1, len(probe.input_ids), dtype=torch.long),
+        use_cache=False,
+    ).logits[0]
+    return logits.clone()
+
+
+@contextmanager
+def _rounded_embeddings(model: Any) -> Iterator[None]:
+    """Moves every element of the embeddings' output up or down by its last bit, as another order of sums might."""
+    generator = torch.Generator().manual_seed(0)
+
+    def move(_module: Any, _args: Any, output: torch.Tensor) -> torch.Tensor:
+        signs = torch.randint(0, 2, output.shape, generator=generator) * 2 - 1
+        return output * (1 + torch.finfo(output.dtype).eps * signs)
+
+    hook = model.get_input_embeddings().register_forward_hook(move)
+    yield
+    hook.remove()
 
 
 @contextmanager

@@ -6,31 +6,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from conversion.decoder import (
-    ATTENTION,
     ATTENTION_TENSORS,
     EMBEDDING,
     FIXED,
     HEAD,
     IGNORED,
-    MEGATRON_ATTENTION,
     MLP_TENSORS,
+    QKV_BIAS,
     USED,
 )
-from conversion.mapping import QKV, Family
+from conversion.mapping import Family
 
 
 def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """See Family."""
     return {"add_qkv_bias": True}
 
-
-QKV_BIAS = QKV(
-    MEGATRON_ATTENTION + "linear_qkv.bias",
-    ATTENTION + "q_proj.bias",
-    ATTENTION + "k_proj.bias",
-    ATTENTION + "v_proj.bias",
-    columns=(),
-)
 
 QWEN2 = Family(
     architecture="Qwen2ForCausalLM",

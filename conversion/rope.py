@@ -69,7 +69,8 @@ def rope(config: Mapping[str, Any], head_dim: int, place: str) -> Rope:
     try:
         hf = PreTrainedConfig(rope_parameters=parameters, head_dim=head_dim, max_position_embeddings=length)
         hf.hidden_size, hf.num_attention_heads = head_dim, 1
-        frequencies, factor = ROPE_INIT_FUNCTIONS[kind](hf, torch.device("cpu"))
+        with torch.device("cpu"):  # also where a dry run builds everything else without memory
+            frequencies, factor = ROPE_INIT_FUNCTIONS[kind](hf, torch.device("cpu"))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{place}: rope_type={kind!r}: {error.args[0] if error.args else error!r}") from None
     return Rope(frequencies.float(), float(factor))

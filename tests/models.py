@@ -19,7 +19,7 @@ VOCABULARY = 131  # prime: no tensor-parallel size divides it
 CONTEXT = 96
 
 
-FAMILIES = ("qwen3", "qwen3_moe", "qwen2", "llama")
+FAMILIES = ("qwen3", "qwen3_moe", "qwen2", "llama", "gpt_oss")
 # What each family has beyond the common fields.
 EXTRAS: dict[str, dict[str, Any]] = {
     "qwen3": {"head_dim": 32},  # != hidden / heads
@@ -41,6 +41,25 @@ EXTRAS: dict[str, dict[str, Any]] = {
             "high_freq_factor": 4.0,
             "original_max_position_embeddings": 64,
         }
+    },
+    "gpt_oss": {
+        "num_attention_heads": 6,
+        "head_dim": 20,
+        "intermediate_size": 36,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": 7,  # shorter than most documents, in every second layer
+        "swiglu_limit": 0.5,  # reached by weights like these
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 5000.0,
+            "factor": 8.0,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+            "original_max_position_embeddings": 64,
+        },
+        "router_aux_loss_coef": 0.01,
     },
 }
 
@@ -68,7 +87,7 @@ def tiny_model(folder: Path, family: str = "qwen3", tied: bool = False, **change
         if "norm" in name:
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
         else:
-            torch.nn.init.normal_(parameter, std=0.1)
+            torch.nn.init.normal_(parameter, std=1.0 if name.endswith("sinks") else 0.1)
     model.save_pretrained(folder)
     return folder
 

@@ -34,51 +34,65 @@ class Parameters:
     Attributes:
         embedding, head: rows of the padded vocabulary; a tied head has none of its own.
         attention: matrices of one layer.
-        vectors: norms and biases of one layer.
+        split_vectors: those vectors of one layer of which each tensor-parallel rank has its heads' part.
+        vectors: norms and biases of one layer, those in `split_vectors` among them.
         feed_forward: of one layer; of a mixture of experts the router alone.
-        expert: of one expert.
+        expert: matrices of one expert.
+        expert_vectors: biases of one expert.
     """
 
     embedding: int
     head: int
     attention: int
+    split_vectors: int
     vectors: int
     feed_forward: int
     expert: int
+    expert_vectors: int
 
     @classmethod
     def of(cls, shape: Shape, padded_vocabulary: int | None = None) -> Parameters:
         """From a model's sizes."""
         rows = (padded_vocabulary or shape.vocabulary) * shape.hidden
         mlp = 3 * shape.hidden * shape.feed_forward
-        vectors = 2 * shape.hidden + (2 * shape.head_dim if shape.qk_norm else 0)
+        split = (shape.qkv_columns if shape.qkv_bias else 0) + (shape.heads if shape.sinks else 0)
+        vectors = 2 * shape.hidden + (2 * shape.head_dim if shape.qk_norm else 0) + split
         return cls(
             embedding=rows,
             head=0 if shape.tied else rows,
             attention=shape.hidden * (shape.qkv_columns + shape.query_columns),
-            vectors=vectors + (shape.qkv_columns if shape.qkv_bias else 0),
+            split_vectors=split,
+            # Biases of the attention's output and of the router.
+            vectors=vectors + (shape.hidden + shape.experts if shape.biases else 0),
             feed_forward=shape.experts * shape.hidden if shape.experts else mlp,
             expert=mlp if shape.experts else 0,
+            expert_vectors=shape.gate_up_columns + shape.hidden if shape.biases else 0,
         )
 
 
 def parameter_count(shape: Shape) -> int:
     """Parameters of the whole model."""
     p = Parameters.of(shape)
-    layer = p.attention + p.vectors + p.feed_forward + shape.experts * p.expert
+    layer = p.attention + p.vectors + p.feed_forward + shape.experts * (p.expert + p.expert_vectors)
     return p.embedding + p.head + shape.layers * layer + shape.hidden
 
 
 def training_flops(shape: Shape, document_lengths: Iterable[int]) -> float:
     """Model FLOPs of a forward and backward pass over these documents: three times the forward pass's matrix products.
 
-    Attention counts the causal half of each document's square (not of the pack's); recomputation doesn't count.
+    Attention counts the causal half of each document's square (not of the pack's), in layers with a window the band of it
+    that the window leaves; recomputation doesn't count.
     """
     p = Parameters.of(shape)
     layer = p.attention + p.feed_forward + shape.chosen_experts * p.expert
     by_token = 2 * (shape.layers * layer + shape.vocabulary * shape.hidden)
-    by_square = 2 * shape.layers * shape.query_columns  # scores and their products with values, half of each
-    return 3.0 * sum(by_token * length + by_square * length**2 for length in document_lengths)
+    by_pair = 4 * shape.query_columns  # scores and their products with values
+    total = 0.0
+    for length in document_lengths:
+        hidden = max(0, length - shape.window)  # keys that the last token doesn't see, in a layer with a window
+        pairs = shape.layers * length**2 / 2 - shape.windowed_layers * hidden**2 / 2
+        total += by_token * length + by_pair * pairs
+    return 3.0 * total
 
 
 @dataclass(frozen=True)
@@ -114,8 +128,8 @@ def stage_parameters(shape: Shape, parallel: Parallel, stage: int) -> tuple[int,
     p = Parameters.of(shape, rows)
     layers, tensor = shape.layers // parallel.pipeline, parallel.tensor
     feed_forward = p.feed_forward if shape.experts else p.feed_forward // tensor  # every rank has the router
-    split_bias = shape.qkv_columns * (tensor - 1) // tensor if shape.qkv_bias else 0  # the only vector that is split
-    dense = layers * (p.attention // tensor + p.vectors - split_bias + feed_forward)
+    elsewhere = p.split_vectors * (tensor - 1) // tensor
+    dense = layers * (p.attention // tensor + p.vectors - elsewhere + feed_forward)
     first, last = stage == 0, stage == parallel.pipeline - 1
     if first:
         dense += p.embedding // tensor
@@ -123,7 +137,7 @@ def stage_parameters(shape: Shape, parallel: Parallel, stage: int) -> tuple[int,
         dense += shape.hidden + p.head // tensor
         if shape.tied and not first:
             dense += p.embedding // tensor  # a copy of the embedding
-    return dense, layers * p.expert * (shape.experts // parallel.expert)
+    return dense, layers * (p.expert + p.expert_vectors) * (shape.experts // parallel.expert)
 
 
 def _stage_memory(
@@ -185,7 +199,8 @@ def layer_activations(shape: Shape, parallel: Parallel, backend: Backend) -> Lay
         attention = 3 * queries + 2 * keys + 4 * shape.head_dim + 2 * shape.heads
         if shape.qk_norm:
             attention += 3 * queries + 3 * keys
-        mlp, expert = 5 * inner, 6 * inner + hidden
+        # With biases gpt-oss's activation, which has one product more.
+        mlp, expert = 5 * inner, (7 if shape.biases else 6) * inner + hidden
     else:
         # Transformer Engine: a fused norm and projection save the input and the normalised input.
         norms, outputs = 2 * hidden, 2 * hidden

@@ -78,6 +78,12 @@ def _problems(model: Shape, parallel: Parallel, training: Training, context_leng
     ):
         if number % tensor:
             yield f"tensor={tensor} doesn't divide the {number} {name}"
+    if model.sinks and parallel.context > 1 and model.query_groups % (tensor * parallel.context):
+        # Transformer Engine exchanges heads for tokens where attention has sinks.
+        yield (
+            f"context={parallel.context} x tensor={tensor} doesn't divide the {model.query_groups} key-value heads, which "
+            "attention with sinks needs"
+        )
     if model.layers % stages:
         chunks = f" x virtual_pipeline={parallel.virtual_pipeline}" if parallel.virtual_pipeline > 1 else ""
         yield f"pipeline={parallel.pipeline}{chunks} doesn't divide the {model.layers} layers"

@@ -20,6 +20,9 @@ class Shape:
         experts, chosen_experts: of each layer, and of each token; 0 and 0 in a dense model.
         tied: whether the head is the embedding.
         qk_norm, qkv_bias: whether attention has norms of queries and keys, or biases.
+        biases: whether every projection of a layer has a bias.
+        sinks: whether each head has a logit that takes part in its softmax.
+        window, windowed_layers: tokens that a token sees, itself among them, in so many of the layers; 0 and 0 without.
     """
 
     layers: int
@@ -34,6 +37,10 @@ class Shape:
     tied: bool = False
     qk_norm: bool = False
     qkv_bias: bool = False
+    biases: bool = False
+    sinks: bool = False
+    window: int = 0
+    windowed_layers: int = 0
 
     @classmethod
     def of(cls, config: Mapping[str, Any], folder: Path) -> Shape:
@@ -48,6 +55,9 @@ class Shape:
         chosen = number("num_experts_per_tok") if experts else 0
         if chosen > experts:
             raise UserError(f"{folder / 'config.json'}: num_experts_per_tok={chosen} of {experts} experts")
+        gpt_oss = architecture.startswith("GptOss")
+        layer_types = config.get("layer_types")
+        windowed = layer_types.count("sliding_attention") if isinstance(layer_types, list) else 0
         tied = config.get("tie_word_embeddings", False)
         if not isinstance(tied, bool):
             raise UserError(f"{folder / 'config.json'}: tie_word_embeddings must be true or false, not {tied!r}")
@@ -59,13 +69,17 @@ class Shape:
             head_dim=number("head_dim")
             if config.get("head_dim")
             else number("hidden_size") // number("num_attention_heads"),
-            feed_forward=number("moe_intermediate_size" if experts else "intermediate_size"),
+            feed_forward=number("moe_intermediate_size" if experts and not gpt_oss else "intermediate_size"),
             vocabulary=number("vocab_size"),
             experts=experts,
             chosen_experts=chosen,
             tied=tied,
             qk_norm=architecture.startswith("Qwen3"),
-            qkv_bias=architecture.startswith("Qwen2"),
+            qkv_bias=gpt_oss or architecture.startswith("Qwen2"),
+            biases=gpt_oss,
+            sinks=gpt_oss,
+            window=number("sliding_window") if windowed else 0,
+            windowed_layers=windowed,
         )
 
     @property

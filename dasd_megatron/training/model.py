@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from conversion.hf_model import HFModel
@@ -19,8 +20,8 @@ from dasd_megatron.training.data import MicroBatch
 from dasd_megatron.training.moe import use_pack_router
 from dasd_megatron.training.reference_layers import checkpoint_keys, reference_block_spec
 
-# Transformer Engine names the weights of grouped experts by their number.
-_GROUPED_EXPERT = re.compile(r"experts\.(linear_fc\d)\.weight(\d+)$")
+# Transformer Engine names the weights and biases of grouped experts by their number.
+_GROUPED_EXPERT = re.compile(r"experts\.(linear_fc\d)\.(weight|bias)(\d+)$")
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def named_weights(chunks: Sequence[GPTModel]) -> Iterator[tuple[str, torch.nn.Pa
         for name, parameter in chunk.named_parameters():
             for own, in_checkpoint in keys.items():
                 name = name.replace(own, in_checkpoint)
-            yield _GROUPED_EXPERT.sub(r"experts.local_experts.\2.\1.weight", name), parameter
+            yield _GROUPED_EXPERT.sub(r"experts.local_experts.\3.\1.\2", name), parameter
 
 
 def unwrap(chunk: torch.nn.Module) -> GPTModel:
@@ -145,9 +146,17 @@ def _build_chunk(hf: HFModel, config: TransformerConfig, parallel: Parallel, chu
         vp_stage=vp_stage,
     )
     model.rotary_pos_emb.inv_freq = hf.rope.inverse_frequencies
+    _mark_sinks(model)
     if torch.cuda.is_available():
         model.cuda(torch.cuda.current_device())
     return model.to(dtype=config.params_dtype)
+
+
+def _mark_sinks(model: GPTModel) -> None:
+    """Each tensor-parallel rank has its own heads' sinks; unmarked, those of the first rank alone count in the norm."""
+    for name, parameter in model.named_parameters():
+        if name.endswith(".softmax_offset"):
+            set_tensor_model_parallel_attributes(parameter, is_parallel=True, dim=0, stride=1)
 
 
 def _block_spec(config: TransformerConfig, vp_stage: int | None) -> object:

@@ -38,10 +38,12 @@ def sizes_of(family: str) -> dict[str, Any]:
         del fields["head_dim"]
     if family == "qwen3_moe":
         fields["moe_intermediate_size"] = 128
+    if family == "gpt_oss":
+        fields |= {"intermediate_size": 128, "swiglu_limit": 7.0}
     return fields
 
 
-@pytest.fixture(scope="module", params=["qwen3", "qwen3_moe", "qwen2", "llama"])
+@pytest.fixture(scope="module", params=["qwen3", "qwen3_moe", "qwen2", "llama", "gpt_oss"])
 def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The model, its checkpoint written by the CPU reference, and what that computes."""
     folder = tmp_path_factory.mktemp(request.param)

@@ -71,6 +71,15 @@ def models(draw: st.DrawFn) -> dict[str, Any]:
         fields["head_dim"] = head_dim
     if family == "qwen3_moe":
         fields |= {"num_experts": draw(st.integers(2, 5)), "moe_intermediate_size": draw(st.integers(2, 20))}
+    if family == "gpt_oss":
+        fields |= {"num_local_experts": draw(st.integers(2, 5)), "sliding_window": draw(st.integers(1, 9))}
+        fields["layer_types"] = draw(
+            st.lists(
+                st.sampled_from(["full_attention", "sliding_attention"]),
+                min_size=fields["num_hidden_layers"],
+                max_size=fields["num_hidden_layers"],
+            )
+        )
     tied = draw(st.booleans()) if family not in ("qwen3_moe", "gpt_oss") else False
     return {"family": family, "tied": tied, **fields}
 
@@ -118,6 +127,7 @@ LAYOUTS = [
     ("qwen3_moe", 3, Parallel(expert=2, data=2)),
     ("qwen3_moe", 2, Parallel(tensor=2, expert=2, context=1)),
     ("qwen3", 3, Parallel(context=2)),
+    ("gpt_oss", 4, Parallel(tensor=2, pipeline=2)),
 ]
 
 

@@ -34,6 +34,14 @@ EXPERT_LAYOUTS = {
     "tp2-spxpp2": Parallel(tensor=2, pipeline=2),
     "pp2xep2xdp2": Parallel(pipeline=2, data=2, expert=2),
 }
+# Each with how its layers are recomputed. A chunk of the interleaved stages has one layer, with a window or without.
+GPT_OSS_LAYOUTS = {
+    "ep2": (Parallel(data=2, expert=2), "none"),
+    "cp2": (Parallel(context=2), "none"),
+    "tp2-sp": (Parallel(tensor=2), "full"),
+    "pp2-interleaved": (Parallel(pipeline=2, virtual_pipeline=2), "selective"),
+    "tp2-spxpp2": (Parallel(tensor=2, pipeline=2), "none"),
+}
 # Only the order of fp32 sums differs between layouts: measured differences are below 5e-7 and 4e-7.
 LOSS, GRAD_NORM = 5e-6, 1e-5
 
@@ -56,6 +64,20 @@ def test_expert_layout(experts: Runs, name: str) -> None:
     for line, expected in zip(run.numbers(), reference.numbers(), strict=True):
         assert 1.0 <= line["load_balancing_loss"] < 4.0  # of 4 experts: 1 if all are chosen alike
         assert line["load_balancing_loss"] == pytest.approx(expected["load_balancing_loss"], rel=1e-4)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", GPT_OSS_LAYOUTS)
+def test_gpt_oss_layout(gpt_oss: Runs, name: str) -> None:
+    """Sinks, windows and biases, those of experts among them."""
+    parallel, recompute = GPT_OSS_LAYOUTS[name]
+    run = gpt_oss.run(name, parallel, memory={"recompute": recompute})
+    lines = run.finish()
+    check_close(lines, gpt_oss.undisturbed().log(), LOSS, GRAD_NORM)
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    weights, expected = run.weights(), gpt_oss.undisturbed().weights()
+    for sinks in [name for name in expected if name.endswith("sinks")]:  # each rank wrote those of its heads
+        torch.testing.assert_close(weights[sinks], expected[sinks], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parity

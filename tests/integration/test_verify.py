@@ -29,6 +29,9 @@ LAYOUTS = [
     ("qwen3_moe", Parallel(expert=2, data=2)),
     ("qwen2", Parallel(tensor=2)),
     ("llama", Parallel(tensor=2, pipeline=2)),
+    ("gpt_oss", Parallel()),
+    ("gpt_oss", Parallel(tensor=2, pipeline=2)),
+    ("gpt_oss", Parallel(expert=2, data=2)),
 ]
 
 

@@ -23,6 +23,12 @@ DENSE = {
     "head_dim": 64,
     "vocab_size": 1000,
 }
+SINKS = {
+    **DENSE,
+    "architectures": ["GptOssForCausalLM"],
+    "num_local_experts": 6,
+    "num_experts_per_tok": 2,
+}
 EXPERTS = {**DENSE, "num_experts": 6, "moe_intermediate_size": 96, "num_experts_per_tok": 2}
 
 
@@ -55,6 +61,12 @@ EXPERTS = {**DENSE, "num_experts": 6, "moe_intermediate_size": 96, "num_experts_
         ),
         (DENSE, {"expert": 2, "data": 2}, {}, "expert=2 needs a mixture of experts, and this model has none"),
         (DENSE, {"context": 513}, {}, "context=513 splits packs of 1024 tokens into less than two chunks a rank"),
+        (
+            SINKS,
+            {"context": 4, "tensor": 2},
+            {},
+            "context=4 x tensor=2 doesn't divide the 4 key-value heads, which attention with sinks needs",
+        ),
         (EXPERTS, {"expert": 4, "data": 4}, {}, "expert=4 doesn't divide the 6 experts"),
         (
             EXPERTS,

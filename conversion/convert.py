@@ -6,8 +6,9 @@ Neither side is ever in memory as a whole: what is read stays mapped to its file
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -112,11 +113,20 @@ def export_hf(megatron: Path, folder: Path, like: Path | None = None) -> Convert
                 raise disk_error(folder, error) from error
             advance(sizes[part])
 
-        work("export", write, hf.parts, total)
+        work("export", write, _taking_turns(hf.parts, lambda part: writer.file_of(part.hf[0])), total)
         writer.finish()
     except OSError as error:
         raise disk_error(folder, error) from error
     return _converted(hf.parts, total, begin)
+
+
+def _taking_turns(parts: Sequence[Part], file_of: Callable[[Part], Path]) -> list[Part]:
+    """One part of each file after the other: the system lets only one process at a time write to a file."""
+    by_file: dict[Path, list[Part]] = {}
+    for part in parts:
+        by_file.setdefault(file_of(part), []).append(part)
+    turns = zip_longest(*by_file.values())
+    return [part for turn in turns for part in turn if part is not None]
 
 
 def _converted(parts: Sequence[Part], nbytes: int, begin: float) -> Converted:

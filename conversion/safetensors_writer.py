@@ -14,7 +14,7 @@ import torch
 from conversion.hf_model import DTYPES, INDEX, WEIGHTS
 from dasd_megatron.artifacts.files import write_json
 
-SHARD_BYTES = 5 << 30
+SHARD_BYTES = 2 << 30
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -67,6 +67,10 @@ class SafetensorsWriter:
                 view, begin = view[count:], begin + count
         finally:
             os.close(descriptor)
+
+    def file_of(self, name: str) -> Path:
+        """Where a tensor goes."""
+        return self._places[name].file
 
     def finish(self) -> None:
         """Makes the files durable."""

@@ -108,12 +108,13 @@ def _compare_part(hf: HFModel, checkpoint: MegatronCheckpoint, part: Part) -> tu
     parameter = checkpoint.parameter(part).contiguous()
     digest = hashlib.sha256(f"{part.key} {part.place} {parameter.dtype} {list(parameter.shape)}".encode())
     digest.update(bytes_of(parameter))
-    if torch.equal(hf.parameter(part).to(parameter.dtype), parameter):
+    if torch.equal(_bits(hf.parameter(part).to(parameter.dtype)), _bits(parameter)):
         return [], digest.digest()
     found = []
     for name, ours, theirs in zip(part.hf, part.entry.to_hf(parameter, hf.shape), hf.sources(part), strict=True):
-        difference = (ours.float() - theirs.to(ours.dtype).float()).abs()
-        unequal = ~(ours == theirs.to(ours.dtype))
+        theirs = theirs.to(ours.dtype)
+        difference = (ours.float() - theirs.float()).abs()
+        unequal = _bits(ours) != _bits(theirs)
         if unequal.any():
             place = int(difference.nan_to_num(float("inf")).argmax())
             at = tuple(int(index) for index in torch.unravel_index(torch.tensor(place), difference.shape))
@@ -121,6 +122,11 @@ def _compare_part(hf: HFModel, checkpoint: MegatronCheckpoint, part: Part) -> tu
             largest = float(difference.flatten()[place])
             found.append(TensorDifference(name, int(unequal.sum()), unequal.numel(), largest, at))
     return found, digest.digest()
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    """The elements as numbers that are equal where all bits are: NaN equals itself, and 0.0 isn't -0.0."""
+    return tensor.contiguous().view(torch.int16 if tensor.element_size() == 2 else torch.int32)
 
 
 def _by_layer(parts: Sequence[Part]) -> list[list[Part]]:

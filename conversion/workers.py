@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -80,6 +81,8 @@ def _run(number: int) -> Any:
 
 def _prepare(parent: int) -> None:
     die_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent, which gets it too, ends in order
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     # Nothing reads the checksums that torch.save makes of each tensor, and they take longer than the writing.
     torch.serialization.set_crc32_options(False)

@@ -12,12 +12,14 @@ examples:
 """
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
 
 def main() -> int:
     args = parse()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
     from dasd_megatron.errors import UserError
 

@@ -402,6 +402,20 @@ def test_killed_at_any_moment(larger: Path, tmp_path: Path) -> None:
         assert path.read_bytes() == (megatron / path.name).read_bytes()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_told_to_stop(larger: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """Ctrl-C reaches the workers as well; a system's SIGTERM may reach the command alone."""
+    command = [*CONVERT, "import", "--hf", str(larger), "--megatron", str(tmp_path / "out")]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        while process.poll() is None and not list(tmp_path.glob(".out.tmp/*.distcp")):
+            time.sleep(0.001)
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+        _, errors = process.communicate(timeout=60)
+    if process.returncode:  # it may have been faster
+        assert (process.returncode, errors.strip()) == (130, "stopped; nothing was left behind")
+        assert list(tmp_path.iterdir()) == []
+
+
 def children(pid: int) -> list[psutil.Process]:
     try:
         return psutil.Process(pid).children(recursive=True)

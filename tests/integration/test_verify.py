@@ -83,6 +83,20 @@ def test_the_hash_is_of_the_weights_not_of_their_files(tmp_path: Path, monkeypat
     assert compare_tensors(HFModel(hf.folder), MegatronCheckpoint(tmp_path / "three")).sha256 != hashes[0]
 
 
+def test_tensors_are_compared_by_their_bits(tmp_path: Path) -> None:
+    from conversion.compare import compare_tensors
+    from conversion.hf_model import HFModel
+    from conversion.megatron_checkpoint import MegatronCheckpoint
+
+    folder = tiny_model(tmp_path / "hf")
+    change(folder, "model.norm.weight", lambda norm: torch.cat([torch.tensor([float("nan"), 0.0]), norm[2:]]))
+    import_hf(folder, tmp_path / "megatron")
+    assert not compare_tensors(HFModel(folder), MegatronCheckpoint(tmp_path / "megatron")).differences
+    change(folder, "model.norm.weight", lambda norm: torch.cat([norm[:1], torch.tensor([-0.0]), norm[2:]]))
+    [difference] = compare_tensors(HFModel(folder), MegatronCheckpoint(tmp_path / "megatron")).differences
+    assert (difference.name, difference.elements) == ("model.norm.weight", 1)
+
+
 def change(folder: Path, name: str, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
     tensors = load_file(folder / "model.safetensors")
     tensors[name] = function(tensors[name]).contiguous()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from dasd_megatron.artifacts.files import disk_error, lock, sync
+from dasd_megatron.artifacts.files import disk_error, sync, try_lock
 from dasd_megatron.errors import UserError
+from dasd_megatron.progress import amount
 
 
 @contextlib.contextmanager
@@ -18,22 +20,44 @@ def written_aside(folder: Path) -> Iterator[Path]:
     What a killed process left there is removed by the next one. Raises UserError where `folder` exists, or is being written.
     """
     _refuse_existing(folder)
-    locked = folder.with_name(f".{folder.name}.lock")
-    with lock(locked, f"{folder}: another conversion is writing it ({locked})", patience=0):
-        _refuse_existing(folder)
-        aside = folder.with_name(f".{folder.name}.tmp")
-        shutil.rmtree(aside, ignore_errors=True)
-        try:
-            aside.mkdir(parents=True)
-            yield aside
-            sync(aside)
-            aside.rename(folder)
-            sync(folder.parent)
-        except OSError as error:
-            raise disk_error(folder, error) from error
-        finally:
+    locked, aside = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("lock", "tmp"))
+    made = [parent for parent in folder.absolute().parents if not parent.exists()]
+    try:
+        with _lock(locked, folder):
+            _refuse_existing(folder)
             shutil.rmtree(aside, ignore_errors=True)
-            locked.unlink(missing_ok=True)
+            try:
+                aside.mkdir()
+                yield aside
+                sync(aside)
+                aside.rename(folder)
+                sync(folder.parent)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+                locked.unlink(missing_ok=True)
+    except OSError as error:
+        raise disk_error(folder, error) from error
+    except UserError as error:
+        # Names that the user knows.
+        raise UserError(str(error).replace(str(aside), str(folder)).replace(str(locked), str(folder))) from None
+    finally:
+        if not folder.exists():
+            with contextlib.suppress(OSError):  # somebody else has put something there
+                for parent in made:
+                    parent.rmdir()
+
+
+@contextlib.contextmanager
+def _lock(path: Path, folder: Path) -> Iterator[None]:
+    """Holds the lock on `path`, which whoever held it before may have removed meanwhile."""
+    while True:
+        file = try_lock(path)
+        if file is None:
+            raise UserError(f"{folder}: another conversion is writing it")
+        with file:
+            if path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+                yield
+                return
 
 
 def check_free_space(folder: Path, needed: int) -> None:
@@ -41,8 +65,7 @@ def check_free_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"{folder.parent}: {needed / 1e9:.1f} GB are needed, but {free / 1e9:.1f} GB are free; free some, or choose "
-            "another disk"
+            f"{folder}: {amount(needed)} are needed, but {amount(free)} are free; free some, or choose another disk"
         )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dasd_megatron.artifacts.files import write_json
+from dasd_megatron.artifacts.files import write_atomically, write_json
 
 # Folder inside a Megatron checkpoint that holds them.
 HF_FOLDER = "hf"
@@ -33,11 +34,12 @@ def carry(source: Path, target: Path, config: dict[str, Any]) -> None:
     config = {name: value for name, value in config.items() if name != "quantization_config"}  # weights are unpacked
     for file in FILES:
         if (source / file).is_file():
-            shutil.copyfile(source / file, target / file)
+            with (source / file).open("rb") as content:
+                write_atomically(target / file, partial(shutil.copyfileobj, content))
     write_json(target / "config.json", config)
 
 
 def with_dtype(config: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     """`config`, saying the type that the weights have, under the name that it uses."""
-    name = "torch_dtype" if "torch_dtype" in config else "dtype"
-    return {**config, name: str(dtype).removeprefix("torch.")}
+    names = [name for name in ("dtype", "torch_dtype") if name in config] or ["dtype"]
+    return {**config, **dict.fromkeys(names, str(dtype).removeprefix("torch."))}

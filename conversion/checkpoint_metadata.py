@@ -11,7 +11,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
 from dasd_megatron.errors import UserError
 
@@ -47,14 +47,32 @@ def read_index(folder: Path) -> Metadata:
     if not path.is_file():
         raise UserError(f"{folder}: {_what_else(folder)}")
     try:
-        index = _Unpickler(io.BytesIO(path.read_bytes())).load()
+        index: Metadata = _Unpickler(io.BytesIO(path.read_bytes())).load()
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except Exception as error:  # a damaged pickle raises anything
         raise UserError(f"{path}: damaged: {error!r}") from None
-    if not isinstance(index, Metadata) or not index.storage_data:
-        raise UserError(f"{path}: no index of a distributed checkpoint")
+    if not _is_whole(index):
+        raise UserError(f"{path}: damaged: no index of a distributed checkpoint")
     return index
+
+
+def _is_whole(index: Any) -> bool:
+    """Whether the unpickled object has what readers rely on: every piece of every tensor, and its place."""
+    try:
+        for name, stored in index.state_dict_metadata.items():
+            if isinstance(stored, TensorStorageMetadata):
+                _ = stored.size, stored.properties.dtype
+                places = [index.storage_data[MetadataIndex(name, chunk.offsets)] for chunk in stored.chunks]
+            else:
+                places = [index.storage_data[MetadataIndex(name)]]
+            if not all(
+                place.offset >= 0 and place.length > 0 and isinstance(place.relative_path, str) for place in places
+            ):
+                return False
+    except (AttributeError, KeyError, TypeError):
+        return False
+    return bool(index.state_dict_metadata)
 
 
 class _Unpickler(pickle.Unpickler):
@@ -71,11 +89,13 @@ class _Unpickler(pickle.Unpickler):
 
 def _what_else(folder: Path) -> str:
     """What a folder without an index seems to be."""
-    if not folder.is_dir():
+    if not folder.exists():
         return "no such folder"
+    if not folder.is_dir():
+        return "a file, and no checkpoint folder"
     if (folder / "latest_checkpointed_iteration.txt").is_file():
         return "a folder of checkpoints; name one of its iter_* folders"
-    steps = sorted(path.name for path in folder.glob("step-*"))
+    steps = sorted(path.name for path in folder.glob("step-*") if (path / INDEX).is_file())
     if steps:
         return f"a folder of checkpoints; name one of them, such as {steps[-1]}"
     if any(folder.glob("mp_rank_*")):

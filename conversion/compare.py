@@ -1,4 +1,4 @@
-"""Compares a Hugging Face model with a Megatron checkpoint, config by config and tensor by tensor."""
+"""Compares a Hugging Face model with a Megatron checkpoint: what their configs mean, and tensor by tensor."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from typing import Any
 import torch
 
 from conversion.carried import FILES
+from conversion.decoder import DEFAULT_EPSILON
 from conversion.hf_model import HFModel
 from conversion.mapping import Part
 from conversion.megatron_checkpoint import MegatronCheckpoint
+from conversion.rope import rope_settings
 from conversion.safetensors_writer import bytes_of
 from conversion.workers import advance, work
 
@@ -77,13 +79,16 @@ def compare_tensors(hf: HFModel, checkpoint: MegatronCheckpoint) -> TensorCompar
     )
 
 
-def compare_configs(hf: HFModel, carried: HFModel) -> list[str]:
-    """Fields that shape the model and differ, with both values."""
-    found = []
-    for name in sorted({*hf.family.used, *hf.family.fixed} - _OF_STORAGE):
-        ours, theirs = carried.config.get(name), hf.config.get(name)
-        if ours != theirs and not (name in _ROPE and _same_rope(hf, carried)):
-            found.append(f"config.json: {name} is {theirs!r}, but {ours!r} in the checkpoint")
+def compare_models(hf: HFModel, carried: HFModel) -> list[str]:
+    """What shapes the model and differs between its config and the checkpoint's, by meaning rather than spelling."""
+    theirs, ours = _meaning(hf), _meaning(carried)
+    found = [
+        f"{name} is {theirs.get(name)!r}, but {ours.get(name)!r} in the checkpoint"
+        for name in sorted({*theirs, *ours})
+        if theirs.get(name) != ours.get(name)
+    ]
+    if not _same_rope(hf, carried):
+        found.append(f"rope is {_rope(hf)}, but {_rope(carried)} in the checkpoint")
     return found
 
 
@@ -92,12 +97,23 @@ def compare_files(hf: Path, carried: Path) -> list[str]:
     return [name for name in FILES if _hash(hf / name) != _hash(carried / name)]
 
 
-_OF_STORAGE = {"max_position_embeddings", "quantization_config"}  # not of what is computed
-_ROPE = ("rope_theta", "rope_parameters", "rope_scaling")
+def _meaning(hf: HFModel) -> dict[str, Any]:
+    """Sizes, and what Megatron builds the model from besides."""
+    epsilon = hf.config.get("rms_norm_eps", DEFAULT_EPSILON)
+    return {
+        "family": hf.family.architecture,
+        **vars(hf.shape),
+        "rms_norm_eps": epsilon,
+        **hf.family.arguments(hf.config),
+    }
+
+
+def _rope(hf: HFModel) -> str:
+    kind, base, settings = rope_settings(hf.config, str(hf.folder))
+    return f"{kind!r} with base {base:g}" + "".join(f", {name} {value}" for name, value in settings.items())
 
 
 def _same_rope(hf: HFModel, carried: HFModel) -> bool:
-    """Whether two configs mean the same rotary embedding, however they write it."""
     ours, theirs = carried.rope, hf.rope
     return ours.attention_factor == theirs.attention_factor and torch.equal(
         ours.inverse_frequencies, theirs.inverse_frequencies

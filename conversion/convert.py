@@ -16,12 +16,15 @@ import torch
 from conversion.aside import check_free_space
 from conversion.carried import HF_FOLDER, carry, with_dtype
 from conversion.checkpoint_writer import Written, files_of, write_index, write_parts
+from conversion.compare import compare_models
 from conversion.hf_model import HFModel
 from conversion.mapping import Part
 from conversion.megatron_checkpoint import MegatronCheckpoint
 from conversion.safetensors_writer import SafetensorsWriter, TensorToWrite
 from conversion.workers import advance, work
 from dasd_megatron.artifacts.files import disk_error
+from dasd_megatron.errors import UserError
+from dasd_megatron.progress import amount
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,9 @@ class Converted:
     seconds: float
 
     def __str__(self) -> str:
-        return f"{self.tensors:,} tensors, {self.parameters:,} parameters, {self.nbytes / 1e9:.2f} GB in {self.seconds:.1f} s"
+        return (
+            f"{self.tensors:,} tensors, {self.parameters:,} parameters, {amount(self.nbytes)} in {self.seconds:.1f} s"
+        )
 
     @property
     def counts(self) -> dict[str, int]:
@@ -50,13 +55,16 @@ def import_hf(hf_folder: Path, megatron: Path, dtype: torch.dtype | None = None)
     begin = time.monotonic()
     hf = HFModel(hf_folder)
     hf.check_tensors()
+    if dtype is None:
+        hf.check_types()
+    _ = hf.rope  # refuses what isn't understood of it
     sizes = {part: part.numel * (dtype or hf.dtype(part.hf[0])).itemsize for part in hf.parts}
     total = sum(sizes.values())
 
     def content(part: Part) -> torch.Tensor:
         tensor = hf.parameter(part)
         advance(sizes[part])
-        return tensor if dtype is None else tensor.to(dtype)
+        return tensor if dtype is None else _rounded(tensor, dtype, part)
 
     def write(file: tuple[str, list[Part]]) -> list[Written]:
         name, parts = file
@@ -86,8 +94,9 @@ def export_hf(megatron: Path, folder: Path, like: Path | None = None) -> Convert
     """
     begin = time.monotonic()
     checkpoint = MegatronCheckpoint(megatron)
-    like = like or checkpoint.hf_folder
-    hf = HFModel(like)
+    hf = HFModel(like or checkpoint.hf_folder)
+    if like is not None and checkpoint.carries_config:
+        _check_like(hf, HFModel(checkpoint.hf_folder))
     checkpoint.check_tensors(hf.parts)
     sizes = {part: part.numel * checkpoint.dtype(part).itemsize for part in hf.parts}
     total = sum(sizes.values())
@@ -101,7 +110,7 @@ def export_hf(megatron: Path, folder: Path, like: Path | None = None) -> Convert
         check_free_space(folder, total)
         dtypes = {tensor.dtype for tensor in tensors.values()}
         # First of all: training may remove the checkpoint while its weights, mapped already, are still being read.
-        carry(like, folder, with_dtype(hf.config, dtypes.pop()) if len(dtypes) == 1 else hf.config)
+        carry(hf.folder, folder, with_dtype(hf.config, dtypes.pop()) if len(dtypes) == 1 else hf.config)
         writer = SafetensorsWriter(folder, tensors)
 
         def write(part: Part) -> None:
@@ -118,6 +127,24 @@ def export_hf(megatron: Path, folder: Path, like: Path | None = None) -> Convert
     except OSError as error:
         raise disk_error(folder, error) from error
     return _converted(hf.parts, total, begin)
+
+
+def _check_like(like: HFModel, carried: HFModel) -> None:
+    differing = compare_models(like, carried)
+    if differing:
+        raise UserError(
+            f"{like.folder}: is of another model than the checkpoint: {'; '.join(differing)}; leave out --like"
+        )
+
+
+def _rounded(tensor: torch.Tensor, dtype: torch.dtype, part: Part) -> torch.Tensor:
+    rounded = tensor.to(dtype)
+    if not torch.equal(torch.isfinite(rounded), torch.isfinite(tensor)):
+        largest = float(tensor[torch.isfinite(tensor)].abs().max())
+        raise UserError(
+            f"{', '.join(part.hf)}: values up to {largest:.3g} don't fit {str(dtype).removeprefix('torch.')}"
+        )
+    return rounded
 
 
 def _taking_turns(parts: Sequence[Part], file_of: Callable[[Part], Path]) -> list[Part]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from conversion.mapping import QKV, Entry, GateUp, Plain
 
+DEFAULT_EPSILON = 1e-6  # of norms, in transformers
 LAYER = "model.layers.{layer}."
 MEGATRON_LAYER = "decoder.layers.{layer}."
 ATTENTION = LAYER + "self_attn."

@@ -15,6 +15,7 @@ from conversion.hf_model import DTYPES, HFModel, StoredTensor
 from conversion.megatron_checkpoint import MegatronCheckpoint
 from conversion.rope import rope_settings
 from dasd_megatron.errors import UserError
+from dasd_megatron.progress import amount
 
 
 def describe(folder: Path) -> str:
@@ -96,12 +97,12 @@ def _dtypes(tensors: Iterable[tuple[str, int]]) -> str:
 
 
 def _stored_as(tensor: StoredTensor) -> str:
-    return "mxfp4 (unpacked to bfloat16)" if tensor.packed else str(DTYPES[tensor.dtype])
+    return "mxfp4 (unpacked to bfloat16)" if tensor.packed else str(DTYPES.get(tensor.dtype, tensor.dtype))
 
 
 def _files(files: Iterable[Path]) -> str:
     sizes = [path.stat().st_size for path in files]
-    return f"{len(sizes)} files, {sum(sizes) / 1e9:.2f} GB"
+    return f"{len(sizes)} files, {amount(sum(sizes))}"
 
 
 def _carried(folder: Path) -> str:

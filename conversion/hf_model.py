@@ -32,6 +32,8 @@ DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 # Written by old versions of transformers; it follows from config.json.
 DERIVED = "rotary_emb.inv_freq"
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+_NUMBERS = ("rms_norm_eps", "max_position_embeddings", "swiglu_limit")
+_SWITCHES = ("norm_topk_prob", "tie_word_embeddings")
 NAMED = 3  # of many wrong tensors, how many a message names
 
 
@@ -50,14 +52,18 @@ class HFModel:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such model folder")
         self.config = read_config(folder)
-        architecture = (self.config.get("architectures") or ["(none named)"])[0]
-        if architecture not in FAMILIES:
+        named = self.config.get("architectures")
+        architecture = named[0] if isinstance(named, list) and named else named
+        if not isinstance(architecture, str) or architecture not in FAMILIES:
             raise UserError(
                 f"{folder}: the architecture {architecture} isn't supported; supported: {', '.join(FAMILIES)}"
             )
         self.family: Family = FAMILIES[architecture]
         self.family.check(self.config, str(folder / "config.json"))
+        _check_values(self.config, str(folder / "config.json"))
         rope_settings(self.config, str(folder / "config.json"))
         self._opened: dict[Path, Any] = {}
 
@@ -131,6 +137,18 @@ class HFModel:
                 f"{self.folder}: {_some(surplus)} is unknown to {self.family.architecture}; a conversion would lose it"
             )
 
+    def check_types(self) -> None:
+        """Raises UserError where tensors that a Megatron checkpoint keeps in one are of several types."""
+        first: dict[str, str] = {}
+        for part in self.parts:
+            for name in part.hf:
+                other = first.setdefault(part.key, name)
+                if self.dtype(name) is not self.dtype(other):
+                    raise UserError(
+                        f"{self.tensors[name].file}: {name} is {self.dtype(name)}, but {other}, which goes into the same "
+                        f"tensor, {self.dtype(other)}; say with --dtype which type all weights are to have"
+                    )
+
     def tensor(self, name: str) -> torch.Tensor:
         """One tensor, its content still in the file until it is read; of a packed one, its blocks or its scales.
 
@@ -173,7 +191,7 @@ class HFModel:
         if not index.is_file():
             if not path.is_file():
                 raise UserError(
-                    f"{self.folder}: no safetensors file; other formats (pickle) aren't read, for they can run code"
+                    f"{self.folder}: no {WEIGHTS} and no {INDEX}; other formats (pickle) aren't read, for they can run code"
                 )
             return {path: []}
         if path.is_file():
@@ -198,6 +216,20 @@ class HFModel:
             except (OSError, SafetensorError) as error:
                 raise UserError(f"{path}: damaged or cut off: {error}; fetch the model again") from None
         return self._opened[path]
+
+
+def _check_values(config: dict[str, Any], place: str) -> None:
+    """Raises UserError for a value that is no number where one is meant, or neither true nor false."""
+    for name in _NUMBERS:
+        value = config.get(name, 1)
+        if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+            raise UserError(f"{place}: {name} must be a positive number, not {value!r}")
+    for name in _SWITCHES:
+        if not isinstance(config.get(name, False), bool):
+            raise UserError(f"{place}: {name} must be true or false, not {config[name]!r}")
+    quantization = config.get("quantization_config")
+    if quantization is not None and not isinstance(quantization, dict):
+        raise UserError(f"{place}: quantization_config must be a mapping, not {quantization!r}")
 
 
 def dtype_named(name: str) -> torch.dtype:

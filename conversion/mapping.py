@@ -322,7 +322,8 @@ class Family:
         for name, value in config.items():
             if name in self.fixed:
                 allowed = self.fixed[name]
-                if any(item not in allowed for item in (value if isinstance(value, list) else [value])):
+                items = value if isinstance(value, list) and (value or not allowed) else [value]
+                if any(item not in allowed for item in items):
                     raise UserError(
                         f"{place}: {name}={value!r} isn't supported for {self.architecture}; only "
                         f"{allowed[0] if allowed else []!r} is"

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 
 from conversion.carried import HF_FOLDER
 from conversion.checkpoint_metadata import read_index
@@ -22,6 +22,8 @@ from dasd_megatron.errors import UserError
 # Beside weights a checkpoint holds the optimizer's state, random states and other values of a training run.
 _NOT_WEIGHTS = ("optimizer.", "random/", "common_state/", "rng_state/", "rerun_state_machine_state/")
 _VOCABULARY = "vocabulary"
+# Rows that tensor parallelism adds to the vocabulary: Megatron's tools make it a multiple of 128 times the number of ranks.
+_MOST_PADDING = 128 * 64
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,8 @@ class MegatronCheckpoint:
         for key, part in wanted.items():
             size, expected = tuple(self.weights[key].size), (*part.stack, *part.megatron_size)
             rows = len(part.stack)
-            if part.entry.megatron_sizes[0] == _VOCABULARY and size[rows] >= expected[rows]:
-                size = (*size[:rows], expected[rows], *size[rows + 1 :])  # padded to a multiple of tensor parallelism
+            if part.entry.megatron_sizes[0] == _VOCABULARY and 0 <= size[rows] - expected[rows] < _MOST_PADDING:
+                size = (*size[:rows], expected[rows], *size[rows + 1 :])
             if size != expected:
                 raise UserError(f"{self.folder}: {key} is {list(size)}, but config.json implies {list(expected)}")
 
@@ -104,34 +106,38 @@ class MegatronCheckpoint:
         start = (*part.place, *(0 for _ in part.megatron_size))
         size = (*(1 for _ in part.place), *part.megatron_size)
         result: torch.Tensor | None = None
-        covered = 0
-        for chunk in self._chunks[part.key][start[0]]:
+        missing = torch.empty(0)
+        for chunk in self._chunks_of(part):
             low = [max(a, b) for a, b in zip(start, chunk.start, strict=True)]
             high = [min(a + n, b + m) for a, n, b, m in zip(start, size, chunk.start, chunk.size, strict=True)]
             if any(a >= b for a, b in zip(low, high, strict=True)):
                 continue
-            stored = self._read(part.key, chunk)
-            piece = stored[tuple(slice(a - o, b - o) for a, b, o in zip(low, high, chunk.start, strict=True))]
+            piece = self._read(part.key, chunk)[_slices(low, high, chunk.start)]
             if piece.shape == size:
                 return piece.reshape(part.megatron_size)
             if result is None:
-                result = torch.empty(size, dtype=piece.dtype)
-            result[tuple(slice(a - o, b - o) for a, b, o in zip(low, high, start, strict=True))] = piece
-            covered += piece.numel()
-        if result is None or covered != result.numel():
+                result, missing = torch.empty(size, dtype=piece.dtype), torch.ones(size, dtype=torch.bool)
+            place = _slices(low, high, start)
+            result[place], missing[place] = piece, False
+        if result is None or missing.any():
             raise UserError(f"{self.folder}: pieces of {part.key} are missing")
         return result.reshape(part.megatron_size)
 
+    def _chunks_of(self, part: Part) -> list[_Chunk]:
+        """Pieces that may hold some of a parameter."""
+        stored = self._chunks[part.key]
+        return (
+            stored.get(part.place[0], []) if part.place else [chunk for chunks in stored.values() for chunk in chunks]
+        )
+
     @cached_property
     def _chunks(self) -> dict[str, dict[int, list[_Chunk]]]:
-        """Pieces of every tensor, by the first coordinates (mostly layers) that they cover."""
+        """Pieces of every tensor, by the first coordinate (of most: the layer)."""
         found: dict[str, dict[int, list[_Chunk]]] = {}
         for name, stored in self.weights.items():
             by_first: dict[int, list[_Chunk]] = defaultdict(list)
-            for chunk in set(_distinct(stored.chunks)):
-                # Those of a tensor without layers all begin the search at 0.
-                for first in range(chunk.start[0], chunk.start[0] + chunk.size[0]) if "layers" in name else (0,):
-                    by_first[first].append(chunk)
+            for chunk in {_Chunk(tuple(chunk.offsets), tuple(chunk.sizes)) for chunk in stored.chunks}:
+                by_first[chunk.start[0]].append(chunk)
             found[name] = by_first
         return found
 
@@ -176,8 +182,9 @@ class MegatronCheckpoint:
             return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
 
 
-def _distinct(chunks: Sequence[ChunkStorageMetadata]) -> list[_Chunk]:
-    return [_Chunk(tuple(chunk.offsets), tuple(chunk.sizes)) for chunk in chunks]
+def _slices(low: Sequence[int], high: Sequence[int], origin: Sequence[int]) -> tuple[slice, ...]:
+    """The box from `low` to `high`, seen from `origin`."""
+    return tuple(slice(a - o, b - o) for a, b, o in zip(low, high, origin, strict=True))
 
 
 class _Reader(io.RawIOBase):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from conversion.hf_model import HFModel
+from dasd_megatron.errors import UserError
 
 TEXTS = (
     "The capital of France is",
@@ -68,14 +70,15 @@ def expected(hf: HFModel, weights: torch.dtype = torch.float32) -> Expected:
             ids = [*prompt, *_greedy(model, prompt)]
             text = tokenizer.decode(ids[len(prompt) :]) if tokenizer else None
             found.probes.append(Probe(f"prompt {number}", ids, list(range(len(ids))), len(prompt), text=text))
-        found.probes.append(_far(hf))
+        found.probes += [_far(hf), *_beyond_the_window(hf)]
         for probe in found.probes:
             with _layer_outputs(model) as layers:
                 logits = _logits(model, probe)
             found.tensors[f"{probe.name}/logits"] = logits
             found.tensors |= {f"{probe.name}/layer {n}": output for n, output in enumerate(layers)}
             with _rounded_embeddings(model):
-                probe.rounding = float((_logits(model, probe) - logits).abs().max())
+                moved = float((_logits(model, probe) - logits).abs().max())
+                probe.rounding = moved if math.isfinite(moved) else 0.0
     del model
     gc.collect()
     return found
@@ -86,14 +89,18 @@ def _load(hf: HFModel, weights: torch.dtype) -> Any:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(
-        str(hf.folder),
-        dtype=weights,
-        attn_implementation="eager",
-        trust_remote_code=False,
-        use_safetensors=True,
-        local_files_only=True,
-    )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(hf.folder),
+            dtype=weights,
+            attn_implementation="eager",
+            trust_remote_code=False,
+            use_safetensors=True,
+            local_files_only=True,
+        )
+    except (ValueError, TypeError, OSError) as error:  # transformers' own checks of a config
+        reason = str(error).strip().splitlines()[-1]
+        raise UserError(f"{hf.folder}: transformers can't load it: {reason}") from None
     return model.float().eval()
 
 
@@ -102,14 +109,22 @@ def _tokenizer(folder: Path) -> Any:
         return None
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # of many kinds, for a damaged file
+        raise UserError(f"{folder}: its tokenizer can't be loaded: {error}") from None
 
 
 def _prompts(hf: HFModel, tokenizer: Any) -> list[list[int]]:
     if tokenizer is None:
         return [_random_tokens(hf, RANDOM_TOKENS, seed) for seed in range(len(TEXTS))]
-    prompts = [tokenizer.encode(text) for text in TEXTS]
-    return [prompt for prompt in prompts if prompt and max(prompt) < hf.shape.vocabulary]
+    prompts = [prompt for prompt in map(tokenizer.encode, TEXTS) if prompt]
+    largest = max(map(max, prompts), default=0)
+    if largest >= hf.shape.vocabulary:
+        raise UserError(
+            f"{hf.folder}: the tokenizer has token {largest}, but the model's vocabulary {hf.shape.vocabulary}"
+        )
+    return prompts
 
 
 def _far(hf: HFModel) -> Probe:
@@ -117,6 +132,14 @@ def _far(hf: HFModel) -> Probe:
     starts = [*FAR_POSITIONS, *([last - BLOCK] if last > FAR_POSITIONS[-1] + 2 * BLOCK else [])]
     positions = [start + place for start in starts for place in range(BLOCK)]
     return Probe("far positions", _random_tokens(hf, len(positions), len(TEXTS)), positions, len(positions))
+
+
+def _beyond_the_window(hf: HFModel) -> list[Probe]:
+    """Where layers have a window, one probe that is longer: in a shorter one they see everything."""
+    if not hf.shape.window:
+        return []
+    length = hf.shape.window + 2 * BLOCK
+    return [Probe("beyond the window", _random_tokens(hf, length, len(TEXTS) + 1), list(range(length)), length)]
 
 
 def _random_tokens(hf: HFModel, count: int, seed: int) -> list[int]:

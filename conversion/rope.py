@@ -44,10 +44,15 @@ class Rope:
 
 def rope_settings(config: Mapping[str, Any], place: str) -> tuple[str, float, dict[str, Any]]:
     """Kind, base, and the fields that belong to the kind. Raises UserError for a kind that isn't supported."""
+    for name in ("rope_scaling", "rope_parameters"):
+        if not isinstance(config.get(name) or {}, Mapping):
+            raise UserError(f"{place}: {name} must be a mapping, not {config[name]!r}")
     settings = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
     kind = settings.get("rope_type") or settings.get("type") or "default"
     base = settings.get("rope_theta", config.get("rope_theta", 10_000.0))
-    if kind not in FIELDS:
+    if not isinstance(base, int | float) or isinstance(base, bool) or base <= 0:
+        raise UserError(f"{place}: rope_theta must be a positive number, not {base!r}")
+    if not isinstance(kind, str) or kind not in FIELDS:
         raise UserError(f"{place}: rope_type={kind!r} isn't supported; supported: {', '.join(FIELDS)}")
     unknown = set(settings) - COMMON - FIELDS[kind]
     if unknown:
@@ -65,12 +70,15 @@ def rope(config: Mapping[str, Any], head_dim: int, place: str) -> Rope:
 
     length = config.get("max_position_embeddings")
     # Where YaRN says nothing of the original length, it is the model's own (transformers fills it in the same way).
-    parameters = {"original_max_position_embeddings": length, **settings, "rope_type": kind, "rope_theta": base}
+    original = {"original_max_position_embeddings": length} if kind in ("yarn", "llama3") else {}
+    parameters = {**original, **settings, "rope_type": kind, "rope_theta": base}
     try:
         hf = PreTrainedConfig(rope_parameters=parameters, head_dim=head_dim, max_position_embeddings=length)
         hf.hidden_size, hf.num_attention_heads = head_dim, 1
         with torch.device("cpu"):  # also where a dry run builds everything else without memory
             frequencies, factor = ROPE_INIT_FUNCTIONS[kind](hf, torch.device("cpu"))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"{place}: rope_type={kind!r}: {error.args[0] if error.args else error!r}") from None
+    if not torch.isfinite(frequencies).all():
+        raise UserError(f"{place}: rope_type={kind!r} with {settings} gives frequencies that aren't finite")
     return Rope(frequencies.float(), float(factor))

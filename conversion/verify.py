@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 from safetensors.torch import save_file
 
-from conversion.compare import TensorComparison, compare_configs, compare_files, compare_tensors
+from conversion.compare import TensorComparison, compare_files, compare_models, compare_tensors
 from conversion.hf_model import HFModel, dtype_named
 from conversion.megatron_checkpoint import MegatronCheckpoint
 from conversion.probes import Expected, Probe, expected
@@ -23,8 +23,8 @@ from dasd_megatron import versions
 from dasd_megatron.artifacts.files import write_json
 from dasd_megatron.errors import UserError
 from dasd_megatron.launch.process import child_options
-from dasd_megatron.recipe.layout import check_layout
-from dasd_megatron.recipe.schema import Memory, Parallel, Training
+from dasd_megatron.recipe.layout import layout_problem
+from dasd_megatron.recipe.schema import Parallel, Training
 
 # Both sides sum the same numbers in another order, in fp32. What is allowed of the largest value; and where a model blows
 # rounding up more than that, how many times what a rounding of the embeddings alone does.
@@ -62,7 +62,9 @@ def card_path(megatron: Path) -> Path:
 def verify(hf_folder: Path, megatron: Path, parallel: Parallel) -> Card:
     """Compares configs, tensors and logits, and writes the card. Raises UserError where the two can't be compared."""
     hf, checkpoint = HFModel(hf_folder), MegatronCheckpoint(megatron)
-    check_layout(hf.config, hf_folder, parallel, Training(steps=1, global_batch=parallel.data), Memory(), 1 << 20)
+    problem = layout_problem(hf.shape, parallel, Training(steps=1, global_batch=parallel.data), context_length=1 << 20)
+    if problem is not None:
+        raise UserError(f"{problem} ({hf_folder})")
     carried = HFModel(checkpoint.hf_folder) if checkpoint.carries_config else None
     if carried is not None and carried.shape != hf.shape:
         raise UserError(f"{megatron}: is of another model than {hf_folder}: {_changed(carried.shape, hf.shape)}")
@@ -71,8 +73,10 @@ def verify(hf_folder: Path, megatron: Path, parallel: Parallel) -> Card:
     say("transformers runs the probes")
     reference = expected(hf, *map(dtype_named, tensors.rounded_to[:1]))
     say(f"Megatron runs the probes, layout {parallel}")
-    outputs = _megatron_outputs(carried or hf, checkpoint, parallel, reference)
-    problems = [*(compare_configs(hf, carried) if carried else []), *map(str, tensors.differences)]
+    outputs = _megatron_outputs(carried or hf, megatron, parallel, reference)
+    problems = compare_models(hf, carried) if carried else []
+    problems += [f"{name} isn't the same" for name in compare_files(hf.folder, carried.folder)] if carried else []
+    problems += map(str, tensors.differences)
     problems += [problem for probe in reference.probes for problem in _output_problems(probe, outputs[probe.name])]
     card = Card(_content(hf, checkpoint, carried, parallel, tensors, reference, outputs, problems), problems)
     write_json(card_path(megatron), card.content)
@@ -84,14 +88,14 @@ def say(line: str) -> None:
     print(f"verify: {line}", file=sys.stderr, flush=True)
 
 
-def _megatron_outputs(hf: HFModel, checkpoint: MegatronCheckpoint, parallel: Parallel, reference: Expected) -> Any:
+def _megatron_outputs(hf: HFModel, megatron: Path, parallel: Parallel, reference: Expected) -> Any:
     """Differences by probe and output, from a process for each rank; always on the CPU, in fp32."""
     with tempfile.TemporaryDirectory(prefix="verify-") as temporary:
         folder = Path(temporary)
         save_file(reference.tensors, folder / "expected.safetensors")
         request = {
             "config": str(hf.folder),
-            "megatron": str(checkpoint.folder),
+            "megatron": str(megatron),
             "parallel": parallel.model_dump(),
             "expected": str(folder / "expected.safetensors"),
             "probes": [probe.as_dict() for probe in reference.probes],
@@ -115,17 +119,22 @@ def _megatron_outputs(hf: HFModel, checkpoint: MegatronCheckpoint, parallel: Par
         command += ["conversion.verify_ranks", str(folder / "request.json")]
         done = subprocess.run(command, env=environment, preexec_fn=in_child)
         if done.returncode:
-            raise UserError(f"{checkpoint.folder}: Megatron's side failed (exit code {done.returncode}, see above)")
-        return json.loads((folder / "result.json").read_text())
+            raise UserError(f"{megatron}: Megatron's side failed (exit code {done.returncode}, see above)")
+        outputs = json.loads((folder / "result.json").read_text())
+    names = {f"{probe}/{name}" for probe, found in outputs.items() for name in found}
+    assert names == reference.tensors.keys(), f"not compared: {reference.tensors.keys() - names}"
+    return outputs
 
 
 def _output_problems(probe: Probe, outputs: dict[str, Any]) -> list[str]:
     """Logits beyond the tolerance, with the first layer that is; and another greedy text."""
     found = []
     logits = outputs["logits"]
-    if logits["difference"] > max(TOLERANCE * logits["scale"], ROUNDINGS * probe.rounding):
+    if not logits["finite"]:
+        return [f"{probe.name}: logits aren't finite, so nothing can be said of them"]
+    if not logits["difference"] <= max(TOLERANCE * logits["scale"], ROUNDINGS * probe.rounding):
         layers = sorted((name for name in outputs if name != "logits"), key=lambda name: int(name.split()[1]))
-        differing = (name for name in layers if outputs[name]["difference"] > TOLERANCE * outputs[name]["scale"])
+        differing = (name for name in layers if not _within(outputs[name]))
         first = next(differing, "the final norm or the head")
         found.append(
             f"{probe.name}: logits by {logits['difference']:.3g} of {logits['scale']:.3g}; the first to differ is {first}"
@@ -133,6 +142,10 @@ def _output_problems(probe: Probe, outputs: dict[str, Any]) -> list[str]:
     if not logits["greedy"]:
         found.append(f"{probe.name}: the greedy text")
     return found
+
+
+def _within(layer: dict[str, Any]) -> bool:
+    return bool(layer["finite"] and layer["difference"] <= TOLERANCE * layer["scale"])
 
 
 def _content(
@@ -147,11 +160,10 @@ def _content(
 ) -> dict[str, Any]:
     equal = tensors.compared - len({difference.name for difference in tensors.differences})
     logits = [outputs[probe.name]["logits"] for probe in reference.probes]
-    worst = max(found["difference"] / found["scale"] for found in logits)
+    worst = max((found["difference"] / found["scale"] for found in logits if found["finite"]), default=0.0)
     positions = max(max(probe.positions) for probe in reference.probes)
     greedy = [probe for probe in reference.probes if probe.prompt_tokens < len(probe.input_ids)]
     same = sum(bool(outputs[probe.name]["logits"]["greedy"]) for probe in greedy)
-    other_files = compare_files(hf.folder, checkpoint.hf_folder) if carried else []
     rounded = f", after rounding to {', '.join(tensors.rounded_to)}" if tensors.rounded_to else ""
     return {
         "passed": not problems,
@@ -161,11 +173,7 @@ def _content(
             "tensors": f"{equal:,} of {tensors.compared:,} equal bit by bit{rounded}",
             "logits": f"differ by up to {worst:.1e} of the largest (fp32), positions to {positions:,}",
             "greedy text": f"the same for {same} of {len(greedy)} prompts",
-            "other files": f"differ: {', '.join(other_files)}"
-            if other_files
-            else "the same"
-            if carried
-            else "none carried",
+            "config and tokenizer": "compared, too" if carried else "none carried along",
         },
         "problems": problems,
         "command": sys.argv,

@@ -129,11 +129,15 @@ def _set_positions(model: Any, positions: list[int], slots: int) -> None:
 
 
 def _difference(name: str, ours: torch.Tensor, theirs: torch.Tensor, probe: dict[str, Any]) -> dict[str, Any]:
-    """`difference`: the largest one; `scale`: the largest value. Of logits also `greedy`: whether they give that text."""
-    finite = bool(torch.isfinite(ours).all())
+    """`difference`: the largest one; `scale`: the largest value; nulls where not all values are `finite`.
+
+    Of logits also `greedy`: whether they give the probe's text.
+    """
+    finite = bool(torch.isfinite(ours).all() and torch.isfinite(theirs).all())
     found: dict[str, Any] = {
-        "difference": float((ours - theirs).abs().max()) if finite else float("inf"),
-        "scale": float(theirs.abs().max()),
+        "finite": finite,
+        "difference": float((ours - theirs).abs().max()) if finite else None,
+        "scale": float(theirs.abs().max()) if finite else None,
     }
     if name == "logits":
         prompt = probe["prompt_tokens"]

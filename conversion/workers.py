@@ -47,7 +47,10 @@ def work(
         Progress(label, total_bytes, "B") as progress,
         ProcessPoolExecutor(count, context, _prepare, (os.getpid(),)) as pool,
     ):
+        # Ctrl-C waits until the workers, forked here, ignore it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         futures = [pool.submit(_run, number) for number in range(len(tasks))]
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         pending = set(futures)
         try:
             while pending:
@@ -83,6 +86,7 @@ def _prepare(parent: int) -> None:
     die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent, which gets it too, ends in order
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     torch.set_num_threads(1)
     # Nothing reads the checksums that torch.save makes of each tensor, and they take longer than the writing.
     torch.serialization.set_crc32_options(False)

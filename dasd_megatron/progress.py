@@ -49,8 +49,7 @@ class Progress:
                 "/".join(f"{count:.1f}" if isinstance(count, float) else str(count) for count in counts)
                 + f" {self.unit}"
             )
-        scale, unit = next((pair for pair in _BYTES if counts[-1] >= pair[0]), _BYTES[-1])
-        return "/".join(f"{count / scale:.1f}" for count in counts) + f" {unit}"
+        return amount(*counts)
 
     def __enter__(self) -> Progress:
         return self
@@ -60,3 +59,9 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def amount(*counts: float) -> str:
+    """Bytes in kB, MB or GB, all in the unit that suits the last: "1.5/8.0 GB"."""
+    scale, unit = next((pair for pair in _BYTES if counts[-1] >= pair[0]), _BYTES[-1])
+    return "/".join(f"{count / scale:.1f}" for count in counts) + f" {unit}"

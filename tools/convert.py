@@ -9,6 +9,8 @@ examples:
   python tools/convert.py import --hf examples/toy/student --megatron /tmp/student-megatron
   python tools/convert.py verify --hf examples/toy/student --megatron /tmp/student-megatron
   python tools/convert.py export --megatron /tmp/student-megatron --hf /tmp/student-hf
+
+exit codes: 0 done, or the same model; 1 verify found a difference; 2 it can't be done (and why); 130 stopped
 """
 
 import argparse
@@ -18,9 +20,15 @@ from pathlib import Path
 
 
 def main() -> int:
-    args = parse()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return run(parse())
+    except KeyboardInterrupt:
+        print("stopped; nothing was left behind", file=sys.stderr)
+        return 130
 
+
+def run(args: argparse.Namespace) -> int:
     from dasd_megatron.errors import UserError
 
     try:
@@ -37,9 +45,6 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("stopped; nothing was left behind", file=sys.stderr)
-        return 130
 
 
 def parse() -> argparse.Namespace:
@@ -65,11 +70,23 @@ def parse() -> argparse.Namespace:
     inspecting.add_argument("folder", type=Path, help="model folder, or checkpoint folder")
     verifying = commands.add_parser("verify", help="compare tensors and logits with transformers, and write a card")
     verifying.add_argument("--hf", type=Path, required=True, help="model folder")
-    verifying.add_argument("--megatron", type=Path, required=True, help="checkpoint folder; the card goes beside it")
-    verifying.add_argument("--tensor-parallel", type=int, default=1, metavar="N", help="ranks to split matrices over")
-    verifying.add_argument("--pipeline-parallel", type=int, default=1, metavar="N", help="ranks to split layers over")
-    verifying.add_argument("--expert-parallel", type=int, default=1, metavar="N", help="ranks to split experts over")
+    verifying.add_argument(
+        "--megatron",
+        type=Path,
+        required=True,
+        help="checkpoint; NAME.verification.json goes beside it",
+    )
+    verifying.add_argument("--tensor-parallel", type=ranks, default=1, metavar="N", help="ranks to split matrices over")
+    verifying.add_argument("--pipeline-parallel", type=ranks, default=1, metavar="N", help="ranks to split layers over")
+    verifying.add_argument("--expert-parallel", type=ranks, default=1, metavar="N", help="ranks to split experts over")
     return parser.parse_args()
+
+
+def ranks(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number}: at least 1")
+    return number
 
 
 def import_model(args: argparse.Namespace) -> int:

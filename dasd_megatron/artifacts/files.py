@@ -42,14 +42,12 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 def disk_error(path: Path, error: OSError) -> UserError:
     """The message for a write to `path` that the system refused."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(
-            f"{path}: the disk is full; free some space and run the same command again, it goes on from here"
-        )
+        return UserError(f"{path}: the disk is full; free some space and run the same command again")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return UserError(f"{path}: can't be written ({error.strerror}); choose another run_dir or make it writable")
+        return UserError(f"{path}: can't be written ({error.strerror}); choose another folder or make it writable")
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
         return UserError(
-            f"{path}: a file is in the way of a folder ({error.strerror}); move it, or choose another run_dir"
+            f"{path}: a file is in the way of a folder ({error.strerror}); move it, or choose another folder"
         )
     return UserError(f"{path}: can't be written: {error}")
 
@@ -92,7 +90,7 @@ def try_lock(path: Path) -> IO[str] | None:
     except OSError as error:
         file.close()
         raise UserError(
-            f"{path}: this file system can't lock files ({error}); choose a run_dir on one that can"
+            f"{path}: this file system can't lock files ({error}); choose a folder on one that can"
         ) from None
     return file
 

@@ -31,13 +31,18 @@ def check_layout(
     Or when a setting of `training` or `memory` goes with no model or layout like this.
     """
     model = Shape.of(config, folder)
-    problem = next(_problems(model, parallel, training, context_length), None)
+    problem = layout_problem(model, parallel, training, context_length)
     if problem is not None:
         nearest = " | ".join(map(str, nearest_layouts(model, parallel, training, context_length)))
         raise UserError(f"parallel: {problem} ({folder}); layouts that work: {nearest}")
     setting = next(_setting_problems(model, parallel, training, memory), None)
     if setting is not None:
         raise UserError(f"{setting} ({folder})")
+
+
+def layout_problem(model: Shape, parallel: Parallel, training: Training, context_length: int) -> str | None:
+    """Why the model, packs or batch can't be split as `parallel` says; None where they can."""
+    return next(_problems(model, parallel, training, context_length), None)
 
 
 def nearest_layouts(model: Shape, parallel: Parallel, training: Training, context_length: int) -> list[Parallel]:

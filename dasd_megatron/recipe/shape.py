@@ -61,11 +61,14 @@ class Shape:
         tied = config.get("tie_word_embeddings", False)
         if not isinstance(tied, bool):
             raise UserError(f"{folder / 'config.json'}: tie_word_embeddings must be true or false, not {tied!r}")
+        heads, groups = number("num_attention_heads"), number("num_key_value_heads")
+        if heads % groups:
+            raise UserError(f"{folder / 'config.json'}: num_key_value_heads={groups} doesn't divide the {heads} heads")
         return cls(
             layers=number("num_hidden_layers"),
             hidden=number("hidden_size"),
-            heads=number("num_attention_heads"),
-            query_groups=number("num_key_value_heads"),
+            heads=heads,
+            query_groups=groups,
             head_dim=number("head_dim")
             if config.get("head_dim")
             else number("hidden_size") // number("num_attention_heads"),

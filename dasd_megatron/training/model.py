@@ -13,6 +13,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from conversion.decoder import DEFAULT_EPSILON
 from conversion.hf_model import HFModel
 from dasd_megatron.errors import UserError
 from dasd_megatron.recipe.schema import Memory, Parallel, Training
@@ -59,7 +60,7 @@ def transformer_config(hf: HFModel, parallel: Parallel, options: ModelOptions) -
         "num_query_groups": shape.query_groups,
         "kv_channels": shape.head_dim,
         "normalization": "RMSNorm",
-        "layernorm_epsilon": hf.config.get("rms_norm_eps", 1e-6),  # transformers' default
+        "layernorm_epsilon": hf.config.get("rms_norm_eps", DEFAULT_EPSILON),
         "gated_linear_unit": True,
         "activation_func": torch.nn.functional.silu,
         "add_bias_linear": False,

@@ -154,8 +154,7 @@ def test_a_disk_that_fills_up(runs: Runs, parallel: Parallel, small_disk: Callab
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2
     assert errors.strip().splitlines()[-1] == (
-        f"error: {run.output}/step-0000008: the disk is full; free some space and run the same command again, "
-        "it goes on from here"
+        f"error: {run.output}/step-0000008: the disk is full; free some space and run the same command again"
     )
     assert run.folders() == ["step-0000004"]
     ballast.unlink()

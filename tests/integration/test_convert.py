@@ -61,7 +61,7 @@ def models(draw: st.DrawFn) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "vocab_size": draw(st.integers(5, 70)),
         # Where config.json doesn't say head_dim, it is hidden / heads.
-        "hidden_size": heads * (draw(st.integers(1, 12)) if given_head_dim else head_dim),
+        "hidden_size": heads * (draw(st.integers(2, 12)) if given_head_dim else head_dim),
         "intermediate_size": draw(st.integers(1, 30)),
         "num_hidden_layers": draw(st.integers(1, 5)),
         "num_attention_heads": heads,
@@ -153,6 +153,43 @@ def test_dtype_rounds_and_says_so(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "again" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
+def test_a_type_that_is_too_small(tmp_path: Path) -> None:
+    hf = tiny_model(tmp_path / "hf")
+    change_tensors(hf, lambda t: t[NORM].mul_(1e6))
+    import_hf(hf, tmp_path / "bf16", torch.bfloat16)
+    with pytest.raises(UserError, match=r"model.norm.weight: values up to 1.5e\+06 don't fit float16"):
+        import_hf(hf, tmp_path / "fp16", torch.float16)
+
+
+def test_like_is_of_the_same_model(tmp_path: Path) -> None:
+    hf = tiny_model(tmp_path / "hf")
+    import_hf(hf, tmp_path / "megatron")
+    export_hf(tmp_path / "megatron", tmp_path / "again", like=hf)
+    for changes, message in (
+        ({"vocab_size": 100}, "vocabulary is 100, but 131 in the checkpoint"),
+        ({"rms_norm_eps": 1e-5}, "rms_norm_eps is 1e-05, but 1e-06"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, "rope is 'default' with base 10000"),
+    ):
+        other = tiny_model(tmp_path / "other", **changes)
+        with pytest.raises(UserError, match=message):
+            export_hf(tmp_path / "megatron", tmp_path / "out", like=other)
+
+
+def test_config_with_both_names_of_its_dtype(tmp_path: Path) -> None:
+    hf = tiny_model(tmp_path / "hf")
+    change_config(hf, dtype="float32", torch_dtype="float32")
+    import_hf(hf, tmp_path / "megatron", torch.bfloat16)
+    export_hf(tmp_path / "megatron", tmp_path / "again")
+    config = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert (config["dtype"], config["torch_dtype"]) == ("bfloat16", "bfloat16")
+
+
+def test_a_failure_leaves_no_parents(tmp_path: Path) -> None:
+    done = run("import", "--hf", tmp_path / "absent", "--megatron", tmp_path / "a" / "b" / "out")
+    assert (done.returncode, "no such model folder" in done.stderr) == (2, True)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_shards_and_their_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -219,6 +256,7 @@ def index_of(folder: Path, **files: str) -> None:
 
 
 NORM = "model.norm.weight"
+LAYER_NORM, QUERY = "model.layers.1.input_layernorm.weight", "model.layers.0.self_attn.q_proj.weight"
 BAD_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     "architecture": (lambda f: change_config(f, architectures=["FooForCausalLM"]), "FooForCausalLM isn't supported"),
     "field": (lambda f: change_config(f, logit_scale=2.0), "the field 'logit_scale' isn't known"),
@@ -232,6 +270,29 @@ BAD_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
         "rope_type='dynamic' isn't supported",
     ),
     "no config": (lambda f: (f / "config.json").unlink(), "no config.json"),
+    "architectures": (lambda f: change_config(f, architectures={"a": 1}), "architecture {'a': 1} isn't supported"),
+    "epsilon": (lambda f: change_config(f, rms_norm_eps="5"), "rms_norm_eps must be a positive number, not '5'"),
+    "no epsilon": (lambda f: change_config(f, rms_norm_eps=None), "rms_norm_eps must be a positive number, not None"),
+    "switch": (lambda f: change_config(f, tie_word_embeddings="no"), "tie_word_embeddings must be true or false"),
+    "empty list": (lambda f: change_config(f, layer_types=[]), "layer_types=[] isn't supported"),
+    "heads": (lambda f: change_config(f, num_key_value_heads=3), "num_key_value_heads=3 doesn't divide the 4 heads"),
+    "rope mapping": (lambda f: change_config(f, rope_parameters="x"), "rope_parameters must be a mapping, not 'x'"),
+    "rope base": (
+        lambda f: change_config(f, rope_parameters={"rope_theta": "x"}),
+        "rope_theta must be a positive number, not 'x'",
+    ),
+    "rope factor": (
+        lambda f: change_config(f, rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 0}),
+        "rope_type='linear'",
+    ),
+    "types of layers": (
+        lambda f: change_tensors(f, lambda t: t.update({LAYER_NORM: t[LAYER_NORM].bfloat16()})),
+        "say with --dtype which type all weights are to have",
+    ),
+    "types of a part": (
+        lambda f: change_tensors(f, lambda t: t.update({QUERY: t[QUERY].bfloat16()})),
+        "say with --dtype which type all weights are to have",
+    ),
     "missing": (lambda f: change_tensors(f, lambda t: t.pop(NORM)), f"without {NORM}, which config.json implies"),
     "surplus": (
         lambda f: change_tensors(f, lambda t: t.update({"model.extra.weight": torch.ones(2)})),
@@ -290,6 +351,20 @@ def old_format(folder: Path) -> None:
     (folder / "mp_rank_00").mkdir()
 
 
+def forget_a_place(folder: Path) -> None:
+    import pickle
+
+    index = read_index(folder)
+    index.storage_data.popitem()
+    (folder / ".metadata").write_bytes(pickle.dumps(index))
+
+
+def into_steps(folder: Path) -> None:
+    aside = folder.rename(folder.with_name("step-0000005"))
+    folder.mkdir()
+    aside.rename(folder / aside.name)
+
+
 BAD_CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "poisoned": (poison, "asks for posix.system, which no index needs and which could run code"),
     "no index": (lambda f: (f / ".metadata").unlink(), "no Megatron distributed checkpoint (no .metadata in it)"),
@@ -307,6 +382,12 @@ BAD_CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
         "linear_qkv.layer_norm_weight is [4, 48], but config.json implies [3, 48]",
     ),
     "tied": (lambda f: change_config(f / "hf", tie_word_embeddings=True), "holds output_layer.weight"),
+    "larger vocabulary": (
+        lambda f: change_config(f / "hf", vocab_size=200),
+        "embedding.word_embeddings.weight is [131, 48], but config.json implies [200, 48]",
+    ),
+    "incomplete index": (forget_a_place, ".metadata: damaged"),
+    "folder of checkpoints": (into_steps, "a folder of checkpoints; name one of them, such as step-0000005"),
 }
 
 
@@ -355,7 +436,7 @@ def test_a_disk_without_space_is_refused_before_anything_is_written(
     larger: Path, small_disk: Callable[[str], Path]
 ) -> None:
     message = convert_to(small_disk("30m"), lambda folder: import_hf(larger, folder))
-    assert "0.1 GB are needed, but 0.0 GB are free" in message
+    assert "96.1 MB are needed, but 31.5 MB are free" in message
 
 
 @pytest.mark.parametrize("size", ["1m", "30m", "88m"])

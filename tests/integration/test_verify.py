@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conversion.convert import import_hf
-from conversion.verify import card_path, verify
+from conversion.hf_model import HFModel
+from conversion.probes import expected
+from conversion.verify import _megatron_outputs, _output_problems, card_path, verify
 from dasd_megatron.errors import UserError
 from dasd_megatron.recipe.schema import Parallel
 from tests.conftest import ROOT, TOY
@@ -69,7 +72,6 @@ def test_the_command_and_its_card(tmp_path: Path) -> None:
 
 def test_the_hash_is_of_the_weights_not_of_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from conversion.compare import compare_tensors
-    from conversion.hf_model import HFModel
     from conversion.megatron_checkpoint import MegatronCheckpoint
 
     hf = HFModel(tiny_model(tmp_path / "hf"))
@@ -85,7 +87,6 @@ def test_the_hash_is_of_the_weights_not_of_their_files(tmp_path: Path, monkeypat
 
 def test_tensors_are_compared_by_their_bits(tmp_path: Path) -> None:
     from conversion.compare import compare_tensors
-    from conversion.hf_model import HFModel
     from conversion.megatron_checkpoint import MegatronCheckpoint
 
     folder = tiny_model(tmp_path / "hf")
@@ -132,11 +133,11 @@ DIFFERENT: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "rope base": (
         lambda f: config(f, rope_parameters={"rope_type": "default", "rope_theta": 5050.0}),
-        ["rope_parameters is", "the first to differ is layer 0"],
+        ["rope is 'default' with base 5050, but 'default' with base 5000", "the first to differ is layer 0"],
     ),
     "rope scaling": (
         lambda f: config(f, rope_parameters=ROPE),
-        ["rope_parameters is", "'linear'", "the first to differ is layer 0"],
+        ["rope is 'linear' with base 5000, factor 2.0, but", "the first to differ is layer 0"],
     ),
 }
 
@@ -164,6 +165,52 @@ def test_the_command_fails_for_another_model(tmp_path: Path) -> None:
     assert f"differs: {UP}" in done.stdout
     assert "NOT the same model" in done.stdout
     assert not json.loads(card_path(tmp_path / "megatron").read_text())["passed"]
+
+
+def test_other_files_are_compared(tmp_path: Path) -> None:
+    hf = shutil.copytree(TOY / "student", tmp_path / "hf")
+    import_hf(hf, tmp_path / "megatron")
+    (hf / "chat_template.jinja").write_text("{{ messages }}")
+    assert verify(hf, tmp_path / "megatron", Parallel()).problems == ["chat_template.jinja isn't the same"]
+    (hf / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="its tokenizer can't be loaded"):
+        verify(hf, tmp_path / "megatron", Parallel())
+
+
+def test_what_is_not_finite_is_not_verified(tmp_path: Path) -> None:
+    hf = tiny_model(tmp_path / "hf")
+    change(hf, "model.norm.weight", lambda norm: norm * float("nan"))
+    import_hf(hf, tmp_path / "megatron")
+    card = verify(hf, tmp_path / "megatron", Parallel())
+    assert "prompt 0: logits aren't finite, so nothing can be said of them" in card.problems
+    json.loads(card_path(tmp_path / "megatron").read_text(), parse_constant=pytest.fail)
+
+
+def test_a_window_is_seen(tmp_path: Path) -> None:
+    """Longer than the prompts: what a window leaves out shows in a probe that is longer."""
+    hf = tiny_model(tmp_path / "hf", "gpt_oss", sliding_window=128)
+    import_hf(hf, tmp_path / "megatron")
+    config(tmp_path / "megatron" / "hf", sliding_window=100)
+    with pytest.raises(UserError, match="window 100 against 128"):
+        verify(hf, tmp_path / "megatron", Parallel())
+    config(tmp_path / "megatron" / "hf", sliding_window=128)
+    reference = expected(HFModel(hf))
+    [probe] = [probe for probe in reference.probes if probe.name == "beyond the window"]
+    config(tmp_path / "megatron" / "hf", sliding_window=100)
+    outputs = _megatron_outputs(HFModel(tmp_path / "megatron" / "hf"), tmp_path / "megatron", Parallel(), reference)
+    assert [p.name for p in reference.probes if _output_problems(p, outputs[p.name])] == [probe.name]
+
+
+def test_the_same_config_in_other_words(tmp_path: Path) -> None:
+    from conversion.compare import compare_models
+
+    hf = tiny_model(tmp_path / "hf", "qwen3_moe")
+    import_hf(hf, tmp_path / "megatron")
+    content = json.loads((hf / "config.json").read_text())
+    experts = content.pop("num_local_experts", None) or content.pop("num_experts")
+    content |= {"num_experts": experts, "rope_theta": content.pop("rope_parameters")["rope_theta"]}
+    (hf / "config.json").write_text(json.dumps(content))
+    assert compare_models(HFModel(hf), HFModel(tmp_path / "megatron" / "hf")) == []
 
 
 def test_rounding_is_said(tmp_path: Path) -> None:

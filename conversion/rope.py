@@ -57,6 +57,10 @@ def rope_settings(config: Mapping[str, Any], place: str) -> tuple[str, float, di
     unknown = set(settings) - COMMON - FIELDS[kind]
     if unknown:
         raise UserError(f"{place}: rope_type={kind!r} with {', '.join(sorted(unknown))} isn't supported")
+    for name in FIELDS[kind] - {"truncate"}:
+        value = settings.get(name)
+        if value is not None and (not isinstance(value, int | float) or isinstance(value, bool) or value <= 0):
+            raise UserError(f"{place}: {name} of rope_type={kind!r} must be a positive number, not {value!r}")
     return kind, base, {name: value for name, value in settings.items() if name in FIELDS[kind]}
 
 

@@ -283,7 +283,7 @@ BAD_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "rope factor": (
         lambda f: change_config(f, rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 0}),
-        "rope_type='linear'",
+        "factor of rope_type='linear' must be a positive number, not 0",
     ),
     "types of layers": (
         lambda f: change_tensors(f, lambda t: t.update({LAYER_NORM: t[LAYER_NORM].bfloat16()})),

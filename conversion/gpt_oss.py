@@ -49,8 +49,6 @@ REQUIRED = ("num_local_experts", "num_experts_per_tok", "rms_norm_eps", "layer_t
 
 def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """See Family."""
-    from megatron.core.fusions.fused_bias_geglu import quick_gelu  # tables are read where Megatron isn't imported
-
     windowed = [kind == SLIDING for kind in config["layer_types"]]
     return {
         "add_bias_linear": True,
@@ -59,7 +57,7 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         "window_attn_skip_freq": [int(window) for window in windowed],
         # Sinks under context parallelism: the only exchange that Transformer Engine has them for.
         "cp_comm_type": "a2a",
-        "activation_func": quick_gelu,
+        "activation_func": "quick_gelu",
         "glu_linear_offset": 1.0,
         "activation_func_clamp_value": config["swiglu_limit"],
         "num_moe_experts": config["num_local_experts"],

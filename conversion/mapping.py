@@ -286,7 +286,7 @@ class Family:
         used: fields that the Megatron model is built from.
         fixed: fields that change the mathematics, with the only values that are understood (of a list: of its items).
         ignored: fields that change nothing.
-        arguments: config -> fields of Megatron's TransformerConfig beyond those that all families share.
+        arguments: config -> fields of Megatron's TransformerConfig beyond those that all share (activation_func by name).
         tensors: one entry a Megatron parameter.
         head_dim_given: whether config.json must say head_dim; else it is hidden_size / num_attention_heads by default.
         problems: config -> what else is wrong with it, beyond single fields with single values.

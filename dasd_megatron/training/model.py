@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
+from megatron.core.fusions.fused_bias_geglu import quick_gelu
 from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -21,6 +22,7 @@ from dasd_megatron.training.data import MicroBatch
 from dasd_megatron.training.moe import use_pack_router
 from dasd_megatron.training.reference_layers import checkpoint_keys, reference_block_spec
 
+_ACTIVATIONS = {"silu": torch.nn.functional.silu, "quick_gelu": quick_gelu}
 # Transformer Engine names the weights and biases of grouped experts by their number.
 _GROUPED_EXPERT = re.compile(r"experts\.(linear_fc\d)\.(weight|bias)(\d+)$")
 
@@ -62,7 +64,7 @@ def transformer_config(hf: HFModel, parallel: Parallel, options: ModelOptions) -
         "normalization": "RMSNorm",
         "layernorm_epsilon": hf.config.get("rms_norm_eps", DEFAULT_EPSILON),
         "gated_linear_unit": True,
-        "activation_func": torch.nn.functional.silu,
+        "activation_func": "silu",
         "add_bias_linear": False,
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
@@ -83,6 +85,7 @@ def transformer_config(hf: HFModel, parallel: Parallel, options: ModelOptions) -
         "persist_layer_norm": False,
     }
     arguments |= hf.family.arguments(hf.config)
+    arguments["activation_func"] = _ACTIVATIONS[arguments["activation_func"]]
     if shape.experts:
         arguments |= _experts(hf, options, on_gpu)
     arguments |= _parallelism(parallel) | _recompute(options, bool(shape.experts)) | _fp8(options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import random
@@ -229,6 +230,24 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*CONVERT, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
+@pytest.fixture
+def here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+    """The command in this process: exit code, standard output, standard error."""
+    spec = importlib.util.spec_from_file_location("convert_tool", ROOT / "tools" / "convert.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+
+    def command(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["convert.py", *map(str, arguments)])
+        capsys.readouterr()
+        code = tool.run(tool.parse())
+        return code, *capsys.readouterr()
+
+    return command
+
+
 def change_config(folder: Path, **changes: Any) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **changes}))
@@ -318,14 +337,14 @@ BAD_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD_MODELS)
-def test_models_that_are_refused(case: str, tmp_path: Path) -> None:
+def test_models_that_are_refused(case: str, tmp_path: Path, here: Callable[..., tuple[int, str, str]]) -> None:
     damage, message = BAD_MODELS[case]
     hf = tiny_model(tmp_path / "hf")
     damage(hf)
-    done = run("import", "--hf", hf, "--megatron", tmp_path / "out")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert message in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1  # no traceback
+    code, output, errors = here("import", "--hf", hf, "--megatron", tmp_path / "out")
+    assert (code, output) == (2, "")
+    assert message in errors
+    assert len(errors.strip().splitlines()) == 1  # no traceback
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf"]
 
 
@@ -392,14 +411,14 @@ BAD_CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD_CHECKPOINTS)
-def test_checkpoints_that_are_refused(case: str, tmp_path: Path) -> None:
+def test_checkpoints_that_are_refused(case: str, tmp_path: Path, here: Callable[..., tuple[int, str, str]]) -> None:
     damage, message = BAD_CHECKPOINTS[case]
     import_hf(tiny_model(tmp_path / "hf"), tmp_path / "megatron")
     damage(tmp_path / "megatron")
-    done = run("export", "--megatron", tmp_path / "megatron", "--hf", tmp_path / "out")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert message in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    code, output, errors = here("export", "--megatron", tmp_path / "megatron", "--hf", tmp_path / "out")
+    assert (code, output) == (2, "")
+    assert message in errors
+    assert len(errors.strip().splitlines()) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "megatron"]
     assert not (ROOT / "pickle-was-run").exists()
 

@@ -189,18 +189,8 @@ class InterleavedGateUp:
 
 
 @dataclass(frozen=True)
-class Transposed:
+class Transposed(Plain):
     """A matrix that Hugging Face keeps as [inputs, outputs]."""
-
-    megatron: str
-    name: str
-    megatron_sizes: Sizes
-    untied_only: bool = False
-
-    @property
-    def hf(self) -> tuple[str, ...]:
-        """See Entry."""
-        return (self.name,)
 
     @property
     def sizes(self) -> tuple[Sizes, ...]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from conversion.hf_model import DTYPES, INDEX, WEIGHTS
-from dasd_megatron.artifacts.files import write_json
+from dasd_megatron.artifacts.files import sync, write_json
 
 SHARD_BYTES = 2 << 30
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -75,11 +75,7 @@ class SafetensorsWriter:
     def finish(self) -> None:
         """Makes the files durable."""
         for path in self.files:
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            sync(path)
 
     def _lay_out(self, path: Path, names: list[str]) -> None:
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}

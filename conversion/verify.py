@@ -69,7 +69,7 @@ def verify(hf_folder: Path, megatron: Path, parallel: Parallel) -> Card:
     if carried is not None and carried.shape != hf.shape:
         raise UserError(f"{megatron}: is of another model than {hf_folder}: {_changed(carried.shape, hf.shape)}")
     tensors = compare_tensors(hf, checkpoint)
-    _check_memory(sum(part.numel for part in hf.parts))
+    _check_memory(sum(part.numel for part in hf.parts), tensors)
     say("transformers runs the probes")
     reference = expected(hf, *map(dtype_named, tensors.rounded_to[:1]))
     say(f"Megatron runs the probes, layout {parallel}")
@@ -158,19 +158,17 @@ def _content(
     outputs: Any,
     problems: list[str],
 ) -> dict[str, Any]:
-    equal = tensors.compared - len({difference.name for difference in tensors.differences})
     logits = [outputs[probe.name]["logits"] for probe in reference.probes]
     worst = max((found["difference"] / found["scale"] for found in logits if found["finite"]), default=0.0)
     positions = max(max(probe.positions) for probe in reference.probes)
     greedy = [probe for probe in reference.probes if probe.prompt_tokens < len(probe.input_ids)]
     same = sum(bool(outputs[probe.name]["logits"]["greedy"]) for probe in greedy)
-    rounded = f", after rounding to {', '.join(tensors.rounded_to)}" if tensors.rounded_to else ""
     return {
         "passed": not problems,
         "summary": {
             "model": f"{hf.family.architecture}, {hf.folder}",
             "checkpoint": f"{checkpoint.folder}, layout {parallel}",
-            "tensors": f"{equal:,} of {tensors.compared:,} equal bit by bit{rounded}",
+            "tensors": _equal(tensors),
             "logits": f"differ by up to {worst:.1e} of the largest (fp32), positions to {positions:,}",
             "greedy text": f"the same for {same} of {len(greedy)} prompts",
             "config and tokenizer": "compared, too" if carried else "none carried along",
@@ -187,15 +185,21 @@ def _content(
     }
 
 
+def _equal(tensors: TensorComparison) -> str:
+    equal = tensors.compared - len({difference.name for difference in tensors.differences})
+    rounded = f", after rounding to {', '.join(tensors.rounded_to)}" if tensors.rounded_to else ""
+    return f"{equal:,} of {tensors.compared:,} equal bit by bit{rounded}"
+
+
 def _changed(ours: Any, theirs: Any) -> str:
     names = [name for name in vars(ours) if getattr(ours, name) != getattr(theirs, name)]
     return ", ".join(f"{name} {getattr(ours, name)} against {getattr(theirs, name)}" for name in names)
 
 
-def _check_memory(parameters: int) -> None:
+def _check_memory(parameters: int, tensors: TensorComparison) -> None:
     needed, available = 5 * parameters, psutil.virtual_memory().available  # fp32, and some to work with
     if needed > available:
         raise UserError(
             f"running the model in fp32 takes about {needed / 1e9:.0f} GB of memory, but {available / 1e9:.0f} GB are free; "
-            "use a larger machine (its tensors are equal bit by bit)"
+            f"use a larger machine (of its tensors {_equal(tensors)})"
         )

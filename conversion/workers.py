@@ -33,7 +33,6 @@ def work(
     function: Callable[[Task], Result],
     tasks: Sequence[Task],
     total_bytes: int,
-    processes: int | None = None,
 ) -> list[Result]:
     """`function` of each task, in order; it calls `advance` with the bytes that it has worked off.
 
@@ -42,7 +41,7 @@ def work(
     global _function, _tasks, _done
     context = multiprocessing.get_context("fork")
     _function, _tasks, _done = function, tasks, context.Value("Q", 0)
-    count = min(processes or available_cores(), MOST, len(tasks))
+    count = min(available_cores(), MOST, len(tasks))
     with (
         Progress(label, total_bytes, "B") as progress,
         ProcessPoolExecutor(count, context, _prepare, (os.getpid(),)) as pool,

@@ -1,55 +1,33 @@
-"""Import and export: exact for every family, size, type and layout; and never half done."""
+"""Import and export: exact for every family, size, type and layout."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import random
-import shutil
-import signal
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from conversion.checkpoint_metadata import read_index
 from conversion.convert import export_hf, import_hf
 from conversion.hf_model import HFModel
 from conversion.megatron_checkpoint import MegatronCheckpoint
-from conversion.safetensors_writer import bytes_of
 from dasd_megatron.errors import UserError
 from dasd_megatron.recipe.schema import Parallel
-from tests.conftest import ROOT
+from tests.conversions import (
+    NORM,
+    assert_same,
+    change_config,
+    change_tensors,
+    weights,
+)
 from tests.integration.layout_ranks import run_on_ranks
 from tests.models import FAMILIES, tiny_model
-from tests.training_runs import Runs
-
-CONVERT = [sys.executable, "tools/convert.py"]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = {}
-    for path in folder.glob("*.safetensors"):
-        found |= load_file(path)
-    return found
-
-
-def assert_same(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> None:
-    assert before.keys() == after.keys()
-    for name, tensor in before.items():
-        assert tensor.dtype == after[name].dtype, name
-        assert bytes_of(tensor.contiguous()) == bytes_of(after[name].contiguous()), name  # NaN, -0.0 and all
 
 
 @st.composite
@@ -124,9 +102,9 @@ LAYOUTS = [
     ("qwen3", 3, Parallel(pipeline=3)),
     ("qwen3", 4, Parallel(tensor=2, pipeline=2)),
     ("qwen2", 4, Parallel(pipeline=2, virtual_pipeline=2)),
-    ("llama", 3, Parallel(tensor=2, context=1, data=1)),
+    ("llama", 3, Parallel(tensor=2)),
     ("qwen3_moe", 3, Parallel(expert=2, data=2)),
-    ("qwen3_moe", 2, Parallel(tensor=2, expert=2, context=1)),
+    ("qwen3_moe", 2, Parallel(tensor=2, expert=2)),
     ("qwen3", 3, Parallel(context=2)),
     ("gpt_oss", 4, Parallel(tensor=2, pipeline=2)),
 ]
@@ -185,12 +163,6 @@ def test_config_with_both_names_of_its_dtype(tmp_path: Path) -> None:
     assert (config["dtype"], config["torch_dtype"]) == ("bfloat16", "bfloat16")
 
 
-def test_a_failure_leaves_no_parents(tmp_path: Path) -> None:
-    done = run("import", "--hf", tmp_path / "absent", "--megatron", tmp_path / "a" / "b" / "out")
-    assert (done.returncode, "no such model folder" in done.stderr) == (2, True)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_shards_and_their_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -224,343 +196,3 @@ def test_a_tied_head_that_is_written_nevertheless(tmp_path: Path) -> None:
     save_file({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"] + 1}, hf / "model.safetensors")
     with pytest.raises(UserError, match=r"lm_head.weight is unknown"):
         import_hf(hf, tmp_path / "other")
-
-
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*CONVERT, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=300)
-
-
-@pytest.fixture
-def here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
-    """The command in this process: exit code, standard output, standard error."""
-    spec = importlib.util.spec_from_file_location("convert_tool", ROOT / "tools" / "convert.py")
-    assert spec is not None
-    assert spec.loader is not None
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-
-    def command(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["convert.py", *map(str, arguments)])
-        capsys.readouterr()
-        code = tool.run(tool.parse())
-        return code, *capsys.readouterr()
-
-    return command
-
-
-def change_config(folder: Path, **changes: Any) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, **changes}))
-
-
-def change_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    tensors = weights(folder)
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors")
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def as_pickle(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-
-
-def index_of(folder: Path, **files: str) -> None:
-    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
-    names = load_file(folder / "model-00001-of-00002.safetensors")
-    weight_map = {**dict.fromkeys(names, "model-00001-of-00002.safetensors"), **files}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-
-
-NORM = "model.norm.weight"
-LAYER_NORM, QUERY = "model.layers.1.input_layernorm.weight", "model.layers.0.self_attn.q_proj.weight"
-BAD_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "architecture": (lambda f: change_config(f, architectures=["FooForCausalLM"]), "FooForCausalLM isn't supported"),
-    "field": (lambda f: change_config(f, logit_scale=2.0), "the field 'logit_scale' isn't known"),
-    "value": (lambda f: change_config(f, hidden_act="gelu"), "hidden_act='gelu' isn't supported"),
-    "quantised": (
-        lambda f: change_config(f, quantization_config={"quant_method": "fp8"}),
-        "quantization_config={'quant_method': 'fp8'} isn't supported",
-    ),
-    "rope": (
-        lambda f: change_config(f, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}),
-        "rope_type='dynamic' isn't supported",
-    ),
-    "no config": (lambda f: (f / "config.json").unlink(), "no config.json"),
-    "architectures": (lambda f: change_config(f, architectures={"a": 1}), "architecture {'a': 1} isn't supported"),
-    "epsilon": (lambda f: change_config(f, rms_norm_eps="5"), "rms_norm_eps must be a positive number, not '5'"),
-    "no epsilon": (lambda f: change_config(f, rms_norm_eps=None), "rms_norm_eps must be a positive number, not None"),
-    "switch": (lambda f: change_config(f, tie_word_embeddings="no"), "tie_word_embeddings must be true or false"),
-    "empty list": (lambda f: change_config(f, layer_types=[]), "layer_types=[] isn't supported"),
-    "heads": (lambda f: change_config(f, num_key_value_heads=3), "num_key_value_heads=3 doesn't divide the 4 heads"),
-    "rope mapping": (lambda f: change_config(f, rope_parameters="x"), "rope_parameters must be a mapping, not 'x'"),
-    "rope base": (
-        lambda f: change_config(f, rope_parameters={"rope_theta": "x"}),
-        "rope_theta must be a positive number, not 'x'",
-    ),
-    "rope factor": (
-        lambda f: change_config(f, rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 0}),
-        "factor of rope_type='linear' must be a positive number, not 0",
-    ),
-    "types of layers": (
-        lambda f: change_tensors(f, lambda t: t.update({LAYER_NORM: t[LAYER_NORM].bfloat16()})),
-        "say with --dtype which type all weights are to have",
-    ),
-    "types of a part": (
-        lambda f: change_tensors(f, lambda t: t.update({QUERY: t[QUERY].bfloat16()})),
-        "say with --dtype which type all weights are to have",
-    ),
-    "missing": (lambda f: change_tensors(f, lambda t: t.pop(NORM)), f"without {NORM}, which config.json implies"),
-    "surplus": (
-        lambda f: change_tensors(f, lambda t: t.update({"model.extra.weight": torch.ones(2)})),
-        "model.extra.weight is unknown to Qwen3ForCausalLM; a conversion would lose it",
-    ),
-    "misshapen": (
-        lambda f: change_tensors(f, lambda t: t.update({NORM: torch.ones(47)})),
-        f"{NORM} is [47], but config.json implies [48]",
-    ),
-    "type": (
-        lambda f: change_tensors(f, lambda t: t.update({NORM: torch.ones(48, dtype=torch.int8)})),
-        f"{NORM} is of type I8; only F32, BF16, F16 are read",
-    ),
-    "truncated": (lambda f: cut(f / "model.safetensors"), "damaged or cut off"),
-    "pickle": (as_pickle, "other formats (pickle) aren't read, for they can run code"),
-    "absent file": (
-        lambda f: index_of(f, **{NORM: "model-00002-of-00002.safetensors"}),
-        "names model-00002-of-00002.safetensors, which isn't there",
-    ),
-    "outside": (lambda f: index_of(f, **{NORM: "../other.safetensors"}), "weights must lie in the model's folder"),
-    "index": (lambda f: index_of(f, more="model-00001-of-00002.safetensors"), "more should be in it"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_MODELS)
-def test_models_that_are_refused(case: str, tmp_path: Path, here: Callable[..., tuple[int, str, str]]) -> None:
-    damage, message = BAD_MODELS[case]
-    hf = tiny_model(tmp_path / "hf")
-    damage(hf)
-    code, output, errors = here("import", "--hf", hf, "--megatron", tmp_path / "out")
-    assert (code, output) == (2, "")
-    assert message in errors
-    assert len(errors.strip().splitlines()) == 1  # no traceback
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf"]
-
-
-class Evil:
-    """A pickle that does something when it is read."""
-
-    def __reduce__(self) -> Any:
-        return os.system, ("touch pickle-was-run",)
-
-
-def poison(folder: Path) -> None:
-    import pickle
-
-    (folder / ".metadata").write_bytes(pickle.dumps(Evil()))
-
-
-def drop_file(folder: Path) -> None:
-    (folder / "__0_0.distcp").unlink()
-
-
-def old_format(folder: Path) -> None:
-    (folder / ".metadata").unlink()
-    (folder / "mp_rank_00").mkdir()
-
-
-def forget_a_place(folder: Path) -> None:
-    import pickle
-
-    index = read_index(folder)
-    index.storage_data.popitem()
-    (folder / ".metadata").write_bytes(pickle.dumps(index))
-
-
-def into_steps(folder: Path) -> None:
-    aside = folder.rename(folder.with_name("step-0000005"))
-    folder.mkdir()
-    aside.rename(folder / aside.name)
-
-
-BAD_CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "poisoned": (poison, "asks for posix.system, which no index needs and which could run code"),
-    "no index": (lambda f: (f / ".metadata").unlink(), "no Megatron distributed checkpoint (no .metadata in it)"),
-    "damaged index": (lambda f: cut(f / ".metadata"), ".metadata: damaged"),
-    "truncated": (lambda f: cut(f / "__0_0.distcp"), "__0_0.distcp: cut off at"),
-    "lost file": (drop_file, "__0_0.distcp: missing"),
-    "old format": (old_format, "a checkpoint in Megatron's old format, a pickle, which can run code"),
-    "no config": (lambda f: (f / "hf" / "config.json").unlink(), "say with --like which Hugging Face folder"),
-    "other sizes": (
-        lambda f: change_config(f / "hf", hidden_size=64),
-        "embedding.word_embeddings.weight is [131, 48], but config.json implies [131, 64]",
-    ),
-    "fewer layers": (
-        lambda f: change_config(f / "hf", num_hidden_layers=3),
-        "linear_qkv.layer_norm_weight is [4, 48], but config.json implies [3, 48]",
-    ),
-    "tied": (lambda f: change_config(f / "hf", tie_word_embeddings=True), "holds output_layer.weight"),
-    "larger vocabulary": (
-        lambda f: change_config(f / "hf", vocab_size=200),
-        "embedding.word_embeddings.weight is [131, 48], but config.json implies [200, 48]",
-    ),
-    "incomplete index": (forget_a_place, ".metadata: damaged"),
-    "folder of checkpoints": (into_steps, "a folder of checkpoints; name one of them, such as step-0000005"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_CHECKPOINTS)
-def test_checkpoints_that_are_refused(case: str, tmp_path: Path, here: Callable[..., tuple[int, str, str]]) -> None:
-    damage, message = BAD_CHECKPOINTS[case]
-    import_hf(tiny_model(tmp_path / "hf"), tmp_path / "megatron")
-    damage(tmp_path / "megatron")
-    code, output, errors = here("export", "--megatron", tmp_path / "megatron", "--hf", tmp_path / "out")
-    assert (code, output) == (2, "")
-    assert message in errors
-    assert len(errors.strip().splitlines()) == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "megatron"]
-    assert not (ROOT / "pickle-was-run").exists()
-
-
-def test_a_folder_that_exists_is_left_alone(tmp_path: Path) -> None:
-    hf = tiny_model(tmp_path / "hf")
-    import_hf(hf, tmp_path / "megatron")
-    (tmp_path / "out").mkdir()
-    for arguments in (["import", "--hf", hf, "--megatron"], ["export", "--megatron", tmp_path / "megatron", "--hf"]):
-        done = run(*arguments, tmp_path / "out")
-        assert done.returncode == 2
-        assert "exists already; name a new folder, or remove this one first" in done.stderr
-        assert list((tmp_path / "out").iterdir()) == []
-
-
-@pytest.fixture(scope="module")
-def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of 60 MB, which takes a moment to convert."""
-    folder = tmp_path_factory.mktemp("larger")
-    return tiny_model(folder / "hf", vocab_size=20_000, hidden_size=512, intermediate_size=1024, num_hidden_layers=2)
-
-
-def convert_to(disk: Path, convert: Callable[[Path], object]) -> str:
-    """The message of a conversion to a disk that is too small, which leaves nothing on it."""
-    from conversion.aside import written_aside
-
-    with pytest.raises(UserError) as caught, written_aside(disk / "out") as folder:
-        convert(folder)
-    assert list(disk.iterdir()) == []
-    return str(caught.value)
-
-
-def test_a_disk_without_space_is_refused_before_anything_is_written(
-    larger: Path, small_disk: Callable[[str], Path]
-) -> None:
-    message = convert_to(small_disk("30m"), lambda folder: import_hf(larger, folder))
-    assert "96.1 MB are needed, but 31.5 MB are free" in message
-
-
-@pytest.mark.parametrize("size", ["1m", "30m", "88m"])
-def test_a_disk_that_fills_up_meanwhile(
-    larger: Path, size: str, small_disk: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import_hf(larger, tmp_path / "megatron")
-    monkeypatch.setattr("conversion.convert.check_free_space", lambda folder, needed: None)
-    disk = small_disk(size)
-    assert "the disk is full" in convert_to(disk, lambda folder: import_hf(larger, folder))
-    assert "the disk is full" in convert_to(disk, lambda folder: export_hf(tmp_path / "megatron", folder))
-
-
-def test_killed_at_any_moment(larger: Path, tmp_path: Path) -> None:
-    """SIGKILL to the command alone: its workers end, the output is absent, and the next run is as if nothing had been."""
-    generator = random.Random(0)
-    megatron = tmp_path / "megatron"
-    begin = time.monotonic()
-    assert run("import", "--hf", larger, "--megatron", tmp_path / "whole").returncode == 0
-    duration = time.monotonic() - begin
-    killed = 0
-    for attempt in range(8):
-        with subprocess.Popen(
-            [*CONVERT, "import", "--hf", str(larger), "--megatron", str(megatron)], cwd=ROOT
-        ) as process:
-            if attempt < 4:
-                time.sleep(generator.uniform(0, duration))
-            else:  # while it writes
-                while process.poll() is None and not list(tmp_path.glob(".megatron.tmp/*.distcp")):
-                    time.sleep(0.001)
-                time.sleep(generator.uniform(0, 0.1))
-            workers = children(process.pid)
-            process.send_signal(signal.SIGKILL)
-        _, alive = psutil.wait_procs(workers, 10)
-        assert not alive
-        if megatron.exists():  # it was faster
-            shutil.rmtree(megatron)
-        else:
-            killed += 1
-    assert killed > 2
-    assert run("import", "--hf", larger, "--megatron", megatron).returncode == 0
-    assert {path.name for path in tmp_path.iterdir()} == {"whole", "megatron"}
-    for path in (tmp_path / "whole").glob("*.distcp"):
-        assert path.read_bytes() == (megatron / path.name).read_bytes()
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_told_to_stop(larger: Path, tmp_path: Path, number: signal.Signals) -> None:
-    """Ctrl-C reaches the workers as well; a system's SIGTERM may reach the command alone."""
-    command = [*CONVERT, "import", "--hf", str(larger), "--megatron", str(tmp_path / "out")]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
-        while process.poll() is None and not list(tmp_path.glob(".out.tmp/*.distcp")):
-            time.sleep(0.001)
-        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
-        _, errors = process.communicate(timeout=60)
-    if process.returncode:  # it may have been faster
-        assert (process.returncode, errors.strip()) == (130, "stopped; nothing was left behind")
-        assert list(tmp_path.iterdir()) == []
-
-
-def children(pid: int) -> list[psutil.Process]:
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-
-
-def test_two_at_once_are_refused(tmp_path: Path) -> None:
-    from conversion.aside import written_aside
-
-    with written_aside(tmp_path / "out") as folder:
-        (folder / "file").write_text("content")
-        with pytest.raises(UserError, match="another conversion is writing it"), written_aside(tmp_path / "out"):
-            pass
-    assert (tmp_path / "out" / "file").read_text() == "content"
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_an_export_outlives_its_checkpoint(tmp_path: Path) -> None:
-    """Training may remove a checkpoint in favour of newer ones while it is being read."""
-    hf = HFModel(tiny_model(tmp_path / "hf"))
-    import_hf(hf.folder, tmp_path / "megatron")
-    checkpoint = MegatronCheckpoint(tmp_path / "megatron")
-    shutil.rmtree(tmp_path / "megatron")
-    for part in hf.parts:
-        assert torch.equal(checkpoint.parameter(part), hf.parameter(part))
-
-
-def test_export_while_training_writes_other_checkpoints(tmp_path: Path) -> None:
-    runs = Runs(tmp_path)
-    live = runs.run("live", Parallel(), steps=60, save_every=1, keep_every=1, async_save=True)
-    with live.start() as process:
-        exported = 0
-        while process.poll() is None:
-            steps = sorted(live.output.glob("step-*")) if live.output.is_dir() else []
-            if len(steps) <= exported:
-                time.sleep(0.01)
-                continue
-            done = run("export", "--megatron", steps[-1], "--hf", tmp_path / steps[-1].name)
-            assert done.returncode == 0, done.stderr
-            exported = len(steps)
-        assert process.returncode == 0
-    folders = sorted(tmp_path.glob("step-*"))
-    assert len(folders) > 1
-    for folder in folders:
-        export_hf(live.output / folder.name, tmp_path / f"again-{folder.name}")
-        assert_same(weights(folder), weights(tmp_path / f"again-{folder.name}"))
-    assert not torch.equal(weights(folders[0])[NORM], weights(folders[-1])[NORM])

@@ -114,9 +114,10 @@ def one_weight(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def swap_heads(dim: int) -> Callable[[torch.Tensor], torch.Tensor]:
+def swap_heads(tensor: torch.Tensor) -> torch.Tensor:
     """The first two heads of 32 columns, exchanged."""
-    return lambda tensor: torch.cat([*reversed(tensor.split(32)[:2]), *tensor.split(32)[2:]])
+    first, second, *others = tensor.split(32)
+    return torch.cat([second, first, *others])
 
 
 UP = "model.layers.2.mlp.up_proj.weight"
@@ -124,9 +125,9 @@ Q, K, V = (f"model.layers.1.self_attn.{name}_proj.weight" for name in "qkv")
 ROPE = {"rope_theta": 5000.0, "rope_type": "linear", "factor": 2.0}
 DIFFERENT: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "one weight by 1%": (lambda f: change(f, UP, one_weight), [f"{UP}: 1 of 3,840 elements differ", "at [3, 7]"]),
-    "query heads": (lambda f: change(f, Q, swap_heads(0)), [f"{Q}: 3,072 of 6,144", "the first to differ is layer 1"]),
-    "key heads": (lambda f: change(f, K, swap_heads(0)), [f"{K}: 3,072 of 3,072", "the first to differ is layer 1"]),
-    "value heads": (lambda f: change(f, V, swap_heads(0)), [f"{V}: 3,072 of 3,072", "the first to differ is layer 1"]),
+    "query heads": (lambda f: change(f, Q, swap_heads), [f"{Q}: 3,072 of 6,144", "the first to differ is layer 1"]),
+    "key heads": (lambda f: change(f, K, swap_heads), [f"{K}: 3,072 of 3,072", "the first to differ is layer 1"]),
+    "value heads": (lambda f: change(f, V, swap_heads), [f"{V}: 3,072 of 3,072", "the first to differ is layer 1"]),
     "norm epsilon": (
         lambda f: config(f, rms_norm_eps=1e-5),
         ["rms_norm_eps is 1e-05, but 1e-06 in the checkpoint", "the first to differ is layer 0"],

@@ -7,6 +7,8 @@ import errno
 import fcntl
 import json
 import os
+import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +25,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
     Raises UserError where the disk is full or the folder can't be written; nothing is left behind then.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
@@ -97,14 +99,31 @@ def try_lock(path: Path) -> IO[str] | None:
 
 @contextlib.contextmanager
 def lock(path: Path, busy: str, patience: float = 10.0) -> Iterator[None]:
-    """Holds the lock on `path`. Waits `patience` seconds for a holder that is just dying, then raises UserError(busy)."""
-    deadline = time.monotonic() + patience
+    """Holds the lock on `path`. Waits `patience` seconds for a holder that is just dying, then raises UserError(busy).
+
+    The error, and a line a minute while it waits longer, name the holder.
+    """
+    start = told = time.monotonic()
     while (file := try_lock(path)) is None:
-        if time.monotonic() > deadline:
-            raise UserError(busy)
+        now = time.monotonic()
+        if now - start > patience:
+            raise UserError(f"{busy} ({path}: {_holder(path)})")
+        if now - told > 60:
+            told = now
+            print(f"waiting for {path}: {_holder(path)}", file=sys.stderr, flush=True)
         time.sleep(0.1)
     with file:
         file.truncate(0)
-        file.write(f"pid {os.getpid()}\n")
+        job = f", Slurm job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        file.write(f"held by process {os.getpid()} on {socket.gethostname()}{job}, since {since}\n")
         file.flush()
         yield
+
+
+def _holder(path: Path) -> str:
+    """What the holder of a lock has written about itself."""
+    try:
+        return path.read_text().strip() or "held by another process"
+    except OSError:
+        return "held by another process"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from dasd_megatron.errors import Stopped, UserError
 from dasd_megatron.recipe.load import load_recipe
@@ -14,13 +15,13 @@ from dasd_megatron.recipe.steps import Step, steps_of
 
 
 def launch(path: Path, overrides: Sequence[str], dry_run: bool, only: str | None) -> int:
-    """Runs or prints the recipe's steps. Returns the exit code.
+    """Runs or prints the recipe's steps on this machine. Returns the exit code.
 
     0 when done, 2 for a mistake of the user or a failed step, 75 (Stopped) when told to stop, 130 for Ctrl-C.
     """
     from dasd_megatron.launch.local import run_all, run_one
 
-    try:
+    def run() -> int:
         recipe = load_recipe(path, overrides)
         steps = steps_of(recipe)
         if dry_run:
@@ -32,6 +33,34 @@ def launch(path: Path, overrides: Sequence[str], dry_run: bool, only: str | None
         else:
             run_all(recipe, path, overrides, steps)
             print_summary(recipe)
+        return 0
+
+    return _exit_code(run)
+
+
+def launch_on_slurm(**options: Any) -> int:
+    """Submits, prints or follows the recipe's steps on a cluster; `options` are those of launch/submit.py's Request.
+
+    Returns the exit code, as `launch` does.
+    """
+
+    def run() -> int:
+        try:
+            from dasd_megatron.launch.submit import Request, submit
+        except ModuleNotFoundError as error:
+            if error.name != "nemo_run":
+                raise
+            raise UserError(
+                "--executor slurm needs NeMo-Run, which isn't installed: pip install dasd-megatron[launch]"
+            ) from None
+        return submit(Request(**options))
+
+    return _exit_code(run)
+
+
+def _exit_code(run: Callable[[], int]) -> int:
+    try:
+        return run()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -42,7 +71,6 @@ def launch(path: Path, overrides: Sequence[str], dry_run: bool, only: str | None
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
-    return 0
 
 
 def print_plan(steps: Mapping[str, Step]) -> None:

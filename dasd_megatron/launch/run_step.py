@@ -1,13 +1,13 @@
 """Runs one step of a recipe in this process, or as one of its replicas or ranks.
 
-python -m dasd_megatron.launch.run_step RECIPE STEP [key=value ...] [--replica]
+python -m dasd_megatron.launch.run_step RECIPE STEP [key=value ...] [--replica] [--attempt NAME]
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -16,15 +16,21 @@ from typing import Any
 
 from dasd_megatron import versions
 from dasd_megatron.artifacts.artifact import ArtifactWriter
-from dasd_megatron.artifacts.files import REFUSED, disk_error, lock, try_lock
+from dasd_megatron.artifacts.files import REFUSED, disk_error, lock, try_lock, write_atomically
 from dasd_megatron.errors import Stopped, UserError
-from dasd_megatron.launch.process import child_options, die_with_launcher
+from dasd_megatron.launch.process import die_with_launcher
+from dasd_megatron.launch.replicas import replica_count, start_replicas
 from dasd_megatron.progress import Progress
 from dasd_megatron.recipe.load import load_recipe
 from dasd_megatron.recipe.steps import Step, steps_of
+from dasd_megatron.source import source_of_this_code
 
 # Seconds between looks at how far replicas have come.
 POLL = 0.2
+# Seconds to wait for a process that holds the step's lock and is just ending.
+PATIENCE = 10.0
+# In a step's folder: the attempt of a job that works on it.
+ATTEMPT = ".attempt"
 
 
 def find_step(steps: dict[str, Step], name: str, recipe: Path) -> Step:
@@ -41,10 +47,11 @@ def find_step(steps: dict[str, Step], name: str, recipe: Path) -> Step:
     return steps[name]
 
 
-def run_step(step: Step, command: Sequence[str]) -> None:
+def run_step(step: Step, command: Sequence[str], attempt: str | None = None) -> None:
     """Runs `step` to its end; a step that is done already is left alone.
 
-    `command` is the command line (after the interpreter) that starts a replica of this step.
+    `command` is the command line (after the interpreter) that starts a replica of this step. With an `attempt`, replicas on
+    other machines wait until this process has the step's lock, and this one waits for a holder that a lost node left.
     """
     if step.done:
         print(f"{step.name}: done already ({step.folder})", file=sys.stderr)
@@ -53,8 +60,13 @@ def run_step(step: Step, command: Sequence[str]) -> None:
     if int(os.environ.get("RANK", "0")) != 0:  # ranks of a training step: rank 0 alone holds the lock and finishes
         _implementation(step)(context)
         return
-    with lock(step.folder / ".lock", f"{step.folder}: another process is running this step; wait for it, or stop it"):
+    busy = f"{step.folder}: another process is running this step; wait for it, or stop it"
+    with lock(step.folder / ".lock", busy, PATIENCE if attempt is None else math.inf):
+        if step.done:  # by the holder that was waited for
+            return
         context.output.clear_leftovers()
+        if attempt is not None:
+            write_atomically(step.folder / ATTEMPT, lambda file: file.write(attempt.encode()))
         start = time.monotonic()
         implementation = _implementation(step)
         facts = (
@@ -65,10 +77,21 @@ def run_step(step: Step, command: Sequence[str]) -> None:
         context.output.finish(seconds=round(time.monotonic() - start, 2), **facts)
 
 
-def run_replica(step: Step) -> None:
+def run_replica(step: Step, attempt: str | None = None) -> None:
     """Works on shards that no other replica works on, until none is left."""
     context = _context(step)
+    while attempt is not None and not _has_begun(step, attempt):
+        if step.done:
+            return
+        time.sleep(POLL)
     _work(_implementation(step)(), context)
+
+
+def _has_begun(step: Step, attempt: str) -> bool:
+    try:
+        return (step.folder / ATTEMPT).read_text() == attempt
+    except OSError:
+        return False
 
 
 def _implementation(step: Step) -> Any:
@@ -95,13 +118,14 @@ def _context(step: Step) -> Any:
             name: {"path": str(inputs.get(name, "")), "key": source.key} for name, source in step.inputs.items()
         },
         "versions": versions(),
+        "source": source_of_this_code(),
     }
     return StepContext(step.name, step.config, inputs, ArtifactWriter(step.folder, description), step.execution)
 
 
 def _run_sharded(implementation: Any, context: Any, command: Sequence[str]) -> dict[str, Any]:
     count = implementation.shard_count(context)
-    replicas = min(context.execution.get("replicas", 1), len(_pending(implementation, context, count)))
+    replicas = min(replica_count(context.execution), len(_pending(implementation, context, count)))
     with Progress(context.name, count, "shards", count - len(_pending(implementation, context, count))) as progress:
         if replicas > 1:
             _run_replicas(replicas, implementation, context, command, progress)
@@ -122,11 +146,7 @@ def _pending(implementation: Any, context: Any, count: int) -> list[int]:
 
 def _run_replicas(replicas: int, implementation: Any, context: Any, command: Sequence[str], progress: Progress) -> None:
     """Starts replicas and waits for all of them. One that dies frees its shard for the others."""
-    in_child, environment = child_options()
-    processes = [
-        subprocess.Popen([sys.executable, *command, "--replica"], env=environment, preexec_fn=in_child)
-        for _ in range(replicas)
-    ]
+    processes = start_replicas(replicas, context.execution, [*command, "--replica"])
     while any(process.poll() is None for process in processes):
         time.sleep(POLL)
         progress.update(progress.total - len(_pending(implementation, context, progress.total)))
@@ -161,6 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("step")
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--replica", action="store_true")
+    parser.add_argument("--attempt")
     args = parser.parse_args(arguments)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_launcher()
@@ -169,12 +190,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Before torch is imported: threads beyond a process's share of the cores make small models many times slower.
         os.environ["OMP_NUM_THREADS"] = str(step.execution["threads"])
         if args.replica:
-            run_replica(step)
+            run_replica(step, args.attempt)
             sys.stderr.flush()
             os._exit(0)  # all is on disk; taking an engine down in order costs seconds
         else:
             command = ["-m", "dasd_megatron.launch.run_step", str(args.recipe), args.step, *args.overrides]
-            run_step(step, command)
+            run_step(step, command, args.attempt)
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":  # every rank raises it
             print(f"error: {error}", file=sys.stderr, flush=True)

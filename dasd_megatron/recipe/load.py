@@ -5,13 +5,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from dasd_megatron.errors import UserError
-from dasd_megatron.recipe.schema import Recipe, Training
+from dasd_megatron.recipe.schema import Recipe, Resources, Section, Training
+
+S = TypeVar("S", bound=Section)
 
 
 class _Loader(yaml.CSafeLoader):
@@ -40,32 +42,42 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Paths inside a recipe are relative to the folder where the tool is run. Raises UserError naming file, key and remedy.
     """
-    content = _read(path)
-    for override in overrides:
-        _apply(content, override)
-    try:
-        recipe = Recipe.model_validate(content)
-    except ValidationError as error:
-        raise UserError(_message(path, error, Recipe, content)) from None
+    recipe = load_section(path, Recipe, "a recipe is a mapping of keys, such as `name: toy`", overrides)
     for index, stage in enumerate(recipe.stages):
         try:
             recipe.stage_training(stage)
         except ValidationError as error:
-            raise UserError(_message(path, error, Training, stage.training, f"stages.{index}.training.")) from None
+            raise UserError(_message(path, error, Training, f"stages.{index}.training.")) from None
+    for name, keys in recipe.launch.steps.items():
+        try:
+            Resources.model_validate(keys)
+        except ValidationError as error:
+            raise UserError(_message(path, error, Resources, f"launch.steps.{name}.")) from None
     return recipe
 
 
-def _read(path: Path) -> dict[str, Any]:
+def load_section(path: Path, kind: type[S], hint: str, overrides: Sequence[str] = ()) -> S:
+    """What the YAML file `path` says, as `kind`. Raises UserError naming file, key and remedy; `hint` where it is no mapping."""
+    content = _read(path, hint)
+    for override in overrides:
+        _apply(content, override)
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise UserError(_message(path, error, kind)) from None
+
+
+def _read(path: Path, hint: str) -> dict[str, Any]:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such recipe") from None
+        raise UserError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: can't be read: {error}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: a recipe is a mapping of keys, such as `name: toy`")
+        raise UserError(f"{path}: {hint}")
     return content
 
 
@@ -99,7 +111,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
         raise UserError(f"override {override!r}: {key} is not in the recipe") from None
 
 
-def _message(path: Path, error: ValidationError, model: type[BaseModel], content: Any, prefix: str = "") -> str:
+def _message(path: Path, error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
     lines = []
     for item in error.errors():
         key = prefix + ".".join(str(part) for part in item["loc"])

@@ -18,6 +18,8 @@ Positive = Annotated[int, Field(gt=0, strict=True)]  # strict: `yes` is no numbe
 NonNegative = Annotated[int, Field(ge=0, strict=True)]
 Temperature = Annotated[float, Field(ge=0, le=10)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+# Slurm's days-hours:minutes:seconds. YAML 1.1 reads an unquoted 04:00:00 as a number, so it has to be quoted.
+TimeLimit = Annotated[str, Field(pattern=r"^(\d+-)?\d{1,2}:\d{2}:\d{2}$")]
 
 
 class Section(BaseModel):
@@ -289,13 +291,53 @@ class Evaluation(Section):
         return self
 
 
+class Resources(Section):
+    """What a step's job gets on a cluster. Without effect on one machine."""
+
+    # By default one; for training, as many as its layout (`parallel`) fills.
+    nodes: Positive | None = None
+    # By default the cluster's; 0 for data steps.
+    gpus_per_node: NonNegative | None = None
+    cpus_per_node: Positive | None = None
+    # As Slurm writes it, for example 512G; by default what the partition gives.
+    memory_per_node: str | None = None
+    # Slurm's limit. A step that reaches it is saved, and queued again until it is done.
+    time: TimeLimit = "04:00:00"
+    # Which of the cluster's images.
+    image: str = "training"
+
+
+class SamplingResources(Resources):
+    """Of steps that run an engine: sample, score, answer, continue, evaluate."""
+
+    # Short jobs start sooner where they fill gaps; a shard is all that one loses.
+    image: str = "sampling"
+
+
+class DataResources(Resources):
+    """Of steps without a GPU: prompts, filter, select, pack, import, export, report."""
+
+    gpus_per_node: NonNegative | None = 0
+
+
 class Launch(Section):
     """Where and how wide steps run. Never changes a result."""
 
-    # Engine processes side by side in a sampling, scoring or evaluation step.
-    replicas: Positive = 1
+    # Engine processes side by side on a machine; by default one for every engine.tensor_parallel GPUs (one without GPUs).
+    replicas: Positive | None = None
     # Threads of each process; on shared CPU cores more than one is slower.
     threads: Positive = 1
+    # On a cluster, by kind of step.
+    training: Resources = Resources()
+    sampling: SamplingResources = SamplingResources()
+    data: DataResources = DataResources()
+    # Keys of these that differ in a single step, by the step's name: {sample_high_temperature: {nodes: 8}}.
+    steps: dict[str, dict[str, Any]] = {}
+    # Seconds before the time limit when training is told to save: longer than one step and one save take (both are in
+    # steps.jsonl; a longer lead is taken where they show that it is needed).
+    lead_seconds: Positive = 300
+    # Times in a row that a job may crash (a lost node, an NCCL error) without having got further, before it counts as failed.
+    retries: NonNegative = 3
 
 
 class Logging(Section):

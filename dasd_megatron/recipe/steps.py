@@ -55,6 +55,8 @@ class Step:
     run_dir: Path
     # How it runs: replicas, parallel layout, save interval. Shapes no result, so it is not hashed.
     execution: Mapping[str, Any]
+    # Whether its files are on another machine, so that nothing is known of them here.
+    elsewhere: bool = False
 
     @cached_property
     def key(self) -> str:
@@ -69,8 +71,8 @@ class Step:
 
     @property
     def done(self) -> bool:
-        """Whether the artifact is finished."""
-        return is_complete(self.folder)
+        """Whether the artifact is finished; never so for one that is elsewhere."""
+        return not self.elsewhere and is_complete(self.folder)
 
     def input_path(self, name: str) -> Path:
         """Folder or file of an input."""
@@ -81,17 +83,27 @@ class Step:
         return path
 
 
-def steps_of(recipe: Recipe) -> dict[str, Step]:
-    """Steps by name, each after those it reads. Raises UserError when a model folder or prompt file is absent."""
-    return _Builder(recipe).build()
+def steps_of(recipe: Recipe, elsewhere: bool = False) -> dict[str, Step]:
+    """Steps by name, each after those it reads. Raises UserError when a model folder or prompt file is absent.
+
+    With `elsewhere` the files are on another machine: nothing is checked here, and no step is known to be done.
+    """
+    return _Builder(recipe, elsewhere).build()
 
 
 class _Builder:
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
+    def __init__(self, recipe: Recipe, elsewhere: bool) -> None:
+        self.recipe, self.elsewhere = recipe, elsewhere
         self.steps: dict[str, Step] = {}
-        self.teacher = _model("teacher.model", recipe.teacher)
-        self.student = _model("student.model", recipe.student)
+        self.teacher = External(recipe.teacher.model, str(recipe.teacher.model))
+        self.student = External(recipe.student.model, str(recipe.student.model))
+        if not elsewhere:
+            self._check()
+
+    def _check(self) -> None:
+        recipe = self.recipe
+        check_model_folder("teacher.model", recipe.teacher.model)
+        check_model_folder("student.model", recipe.student.model)
         config = read_config(recipe.student.model)
         for stage in recipe.stages:
             check_layout(
@@ -119,7 +131,7 @@ class _Builder:
                 "wandb_project": self.recipe.logging.wandb_project,
             }
             execution |= {name: config["training"].pop(name) for name in CHECKPOINTS}
-        step = Step(name, kind, _plain(config), inputs, self.recipe.run_dir, execution)
+        step = Step(name, kind, _plain(config), inputs, self.recipe.run_dir, execution, self.elsewhere)
         self.steps[name] = step
         return step
 
@@ -154,7 +166,7 @@ class _Builder:
         return self.steps
 
     def _prompts(self, name: str, key: str, source: PromptSource, others: Mapping[str, Step]) -> Step:
-        if source.path is not None and not source.path.is_file():
+        if not self.elsewhere and source.path is not None and not source.path.is_file():
             raise UserError(f"{key}.path: {source.path}: no such file")
         external = External(source.path, f"{source.dataset}/{source.split}")
         return self.add(name, "prompts", {"source": external, **others}, source=source, needs_answer=not others)
@@ -289,8 +301,3 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
         else:
             plain[name] = value.model_dump(mode="json") if hasattr(value, "model_dump") else value
     return plain
-
-
-def _model(key: str, model: Model) -> External:
-    check_model_folder(key, model.model)
-    return External(model.model, str(model.model))

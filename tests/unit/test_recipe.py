@@ -93,7 +93,7 @@ def test_unreadable_recipes(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_absent_recipe(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no\.yaml: no such recipe"):
+    with pytest.raises(UserError, match=r"no\.yaml: no such file"):
         load_recipe(tmp_path / "no.yaml")
 
 

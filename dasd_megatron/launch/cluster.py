@@ -1,0 +1,107 @@
+"""The cluster file: what a site's Slurm needs to know about an account, its partitions, images, mounts and login.
+
+Recipes say what a run needs, a cluster file where it is found; so one recipe goes to any cluster. A commented example:
+examples/cluster.yaml.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from dasd_megatron.recipe.load import load_section
+from dasd_megatron.recipe.schema import NonNegative, Positive, Section
+
+Group = Literal["training", "sampling", "data"]
+Variable = Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")]
+_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY", re.IGNORECASE)
+# What the launcher itself decides.
+_OWN_FLAGS = {
+    "account", "array", "dependency", "error", "gpus_per_node", "job_name", "kill_on_invalid_dep", "nodes", "ntasks_per_node",
+    "open_mode", "output", "parsable", "partition", "requeue", "reservation", "signal", "time",
+}  # fmt: skip
+
+
+class Tunnel(Section):
+    """Login by SSH. Its key, or an agent, must log in without a question."""
+
+    host: str
+    user: str
+    port: Positive | None = None
+    identity: Path | None = None
+    # Folder on the cluster, shared between its nodes, that takes scripts, code and logs.
+    job_dir: str
+
+
+class Cluster(Section):
+    """Settings of a site. Nothing of it shapes a result."""
+
+    account: str
+    partition: str
+    # Where a kind of step goes instead, for example {data: cpu}.
+    partitions: dict[Group, str] = {}
+    reservation: str | None = None
+    # Of each node; 0 where there are none.
+    gpus_per_node: NonNegative = 8
+    # Containers (pyxis) by the name that recipes give them (launch.*.image): a .sqsh file, or an image of a registry as
+    # enroot writes it. Without any, steps run on the nodes' own environment.
+    images: dict[str, str] = {}
+    # Folders that steps see: /lustre, or /path/on/node:/path/inside. Only with images.
+    mounts: list[str] = []
+    # Interpreter of a node or image; by default `python` in an image, and the one that submits elsewhere.
+    python: str | None = None
+    # Variables of every job. No secrets.
+    environment: dict[Variable, str] = {}
+    # Names of variables that jobs take from the environment of whoever submits, for example HF_TOKEN. Their values are
+    # written nowhere: Slurm hands the environment on.
+    secrets: list[Variable] = []
+    # Shell lines before each step, such as `module load cuda`.
+    setup: list[str] = []
+    # Further parameters of sbatch, for example {qos: high, exclude: node17}; true for one without a value.
+    sbatch: dict[str, str | int | bool] = {}
+    # Absent where this machine is a login node.
+    tunnel: Tunnel | None = None
+
+    def partition_of(self, group: str) -> str:
+        """Where steps of this part of the launch section go."""
+        return next((partition for kind, partition in self.partitions.items() if kind == group), self.partition)
+
+    @field_validator("environment")
+    @classmethod
+    def _no_secret(cls, environment: dict[str, str]) -> dict[str, str]:
+        for name in environment:
+            if _SECRET.search(name):
+                raise ValueError(f"{name} looks like a secret, which belongs in no file: list its name under `secrets`")
+        return environment
+
+    @field_validator("sbatch")
+    @classmethod
+    def _flags(cls, sbatch: dict[str, str | int | bool]) -> dict[str, str | int | bool]:
+        flags = {name.replace("-", "_"): value for name, value in sbatch.items()}
+        for name in sorted(_OWN_FLAGS & set(flags)):
+            raise ValueError(
+                f"{name} is set by the launcher; give it as a setting of its own, or in the recipe's launch section"
+            )
+        return flags
+
+    @field_validator("mounts")
+    @classmethod
+    def _mounts(cls, mounts: list[str]) -> list[str]:
+        for mount in mounts:
+            if not all(part.startswith("/") for part in mount.split(":")[:2]):
+                raise ValueError(f"{mount}: write /path, or /path/on/node:/path/inside")
+        return [mount if ":" in mount else f"{mount}:{mount}" for mount in mounts]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Cluster:
+        if self.mounts and not self.images:
+            raise ValueError("mounts need images; without containers steps see the node's own folders")
+        return self
+
+
+def load_cluster(path: Path) -> Cluster:
+    """The cluster file at `path`. Raises UserError naming file, key and remedy."""
+    return load_section(path, Cluster, "a cluster file is a mapping of keys, such as `account: research`")

@@ -1,0 +1,32 @@
+"""What a job's script does around its step, in bash: it ends the job as the first node's verdict says (launch/node.py)."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+VERDICT = "verdict"
+
+# `scontrol requeue` ends the script; the sleep keeps it from ending by itself before.
+_END = """\
+verdict={verdict}
+rm -f "$verdict"
+end() {{
+    case "$(cat "$verdict" 2> /dev/null)" in
+        done) exit 0 ;;
+        failed) exit 2 ;;
+        "") exit 1 ;;  # the step never began; the log says why
+    esac
+    # Told to stop before the time limit, or lost: the step goes on in a new allocation.
+    scontrol requeue "$SLURM_JOB_ID" && sleep 600
+    exit 75
+}}
+trap end EXIT
+# Slurm ends the job: cancelled, pre-empted, requeued by someone, or out of time.
+trap 'trap - EXIT; exit 143' TERM
+"""
+
+
+def setup_lines(job_folder: str, setup: Sequence[str]) -> str:
+    """Lines before the step's srun: the site's own, then how the job ends. `job_folder` is the job's on the cluster."""
+    return "\n".join([*setup, _END.format(verdict=shlex.quote(f"{job_folder}/{VERDICT}"))])

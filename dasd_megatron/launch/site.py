@@ -1,0 +1,107 @@
+"""A cluster as seen from here: commands and files on its login node, and whether it would take our jobs."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Sequence
+
+from dasd_megatron.errors import UserError
+from dasd_megatron.launch.cluster import Cluster
+from dasd_megatron.launch.queue import Queue, Result
+from dasd_megatron.launch.slurm import Job, image_of, job_prefix, tunnel_of
+from dasd_megatron.launch.submission import SUBMISSION, Submission
+from dasd_megatron.recipe.resources import time_limit
+from dasd_megatron.recipe.schema import Recipe
+
+
+class Site:
+    """The cluster's login node: this machine, or one behind an SSH tunnel."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self._tunnel = tunnel_of(cluster)
+        self.queue = Queue(self.run)
+
+    @property
+    def host(self) -> str:
+        """Its name, for messages."""
+        return "this machine" if self.cluster.tunnel is None else self.cluster.tunnel.host
+
+    def run(self, command: str) -> Result:
+        """Runs a shell command there."""
+        result: Result = self._tunnel.run(command, hide=True, warn=True)
+        return result
+
+    def check_login(self) -> None:
+        """Raises UserError unless Slurm's commands are there, and the secrets that jobs will inherit."""
+        if self.run("command -v sbatch squeue sacct scancel").return_code:
+            raise UserError(
+                f"sbatch isn't installed on {self.host}, or not on its PATH: submit from a login node, or name one under "
+                "`tunnel` in the cluster file"
+            )
+        # Only names go over the line, and into this process's list.
+        missing = [name for name in self.cluster.secrets if self.run(f'test -n "${{{name}}}"').return_code]
+        if missing:
+            raise UserError(
+                f"{', '.join(missing)}: not set in the environment of {self.host}; export it before you submit, or take it off "
+                "`secrets` in the cluster file"
+            )
+
+    def check_jobs(self, jobs: Sequence[Job]) -> None:
+        """Raises UserError where an image isn't there, or Slurm would refuse a job (account, partition, limits)."""
+        for image in sorted({image for job in jobs if (image := image_of(job, self.cluster)) is not None}):
+            if image.startswith("/") and self.run(f"test -f {shlex.quote(image)}").return_code:
+                raise UserError(f"{image}: no such image on {self.host}; docs/cluster.md says how to make it")
+        asked: dict[tuple[str, ...], Job] = {}
+        for job in jobs:
+            asked.setdefault(tuple(self._flags(job)), job)
+        for flags, job in asked.items():
+            self.queue.check(flags, job.step.name)
+
+    def _flags(self, job: Job) -> list[str]:
+        resources = job.resources
+        flags: dict[str, object] = {
+            "account": self.cluster.account,
+            "partition": self.cluster.partition_of(resources.group),
+            "reservation": self.cluster.reservation,
+            "time": time_limit(resources.time),
+            "nodes": resources.nodes,
+            "gpus-per-node": resources.gpus_per_node or None,
+            "cpus-per-task": resources.cpus_per_node,
+            "mem": resources.memory_per_node,
+            **{name.replace("_", "-"): value for name, value in self.cluster.sbatch.items()},
+        }
+        given = {name: value for name, value in flags.items() if value is not None and value is not False}
+        return [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()]
+
+    def check_free(self, recipe: Recipe, steps: Iterable[str]) -> None:
+        """Raises UserError naming who submitted it where jobs of this run are queued or running."""
+        jobs = self.queue.active([job_prefix(recipe) + step for step in steps])
+        if jobs:
+            submission = self.submission(recipe)
+            by = (
+                f"{submission.id} by {submission.user} from {submission.host}, {submission.time}" if submission else "a"
+            )
+            shown = ", ".join(f"{job.id} {job.step} ({job.state}, {job.user})" for job in jobs[:5])
+            raise UserError(
+                f"{recipe.run_dir}: this run is already submitted ({by}); {len(jobs)} of its jobs are queued or running: {shown}"
+                f"{', ...' if len(jobs) > 5 else ''}. Follow them with --watch, or cancel them with: "
+                f"scancel {' '.join(job.id for job in jobs)}"
+            )
+
+    def submission(self, recipe: Recipe) -> Submission | None:
+        """The run's latest, if any."""
+        path = recipe.run_dir / SUBMISSION
+        result = self.run(f"cat {shlex.quote(str(path))}")
+        return Submission.parse(result.stdout, path) if result.return_code == 0 else None
+
+    def record(self, recipe: Recipe, submission: Submission) -> None:
+        """Writes it into the run folder, by which nodes know that they share the folder."""
+        path = recipe.run_dir / SUBMISSION
+        aside = shlex.quote(f"{path}.tmp")
+        done = self.run(
+            f"mkdir -p {shlex.quote(str(path.parent))} && printf %s {shlex.quote(submission.text())} > {aside} && "
+            f"mv {aside} {shlex.quote(str(path))}"
+        )
+        if done.return_code:
+            raise UserError(f"{path}: can't be written on {self.host}: {done.stderr.strip()}")

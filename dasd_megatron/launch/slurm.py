@@ -1,0 +1,190 @@
+"""A recipe's steps as one NeMo-Run experiment on a Slurm cluster: one job a step, each after the jobs that it reads from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nemo_run as run
+import yaml
+from nemo_run.config import get_nemorun_home
+
+from dasd_megatron.errors import UserError
+from dasd_megatron.launch.cluster import Cluster
+from dasd_megatron.launch.job_script import VERDICT, setup_lines
+from dasd_megatron.launch.shipment import RECIPE, TREE, Shipment
+from dasd_megatron.recipe.resources import JobResources, job_resources, time_limit
+from dasd_megatron.recipe.schema import Recipe
+from dasd_megatron.recipe.steps import Step
+
+NODE = "dasd_megatron.launch.node"
+# Inside a container, where NeMo-Run mounts a job's own folder; outside it writes that folder's path in its place.
+JOB_FOLDER = "/nemo_run"
+# The lead of the signal before the time limit, as a multiple of the longest step and the longest save so far.
+LEAD_MARGIN = 1.5
+
+
+@dataclass(frozen=True)
+class Job:
+    """One step's job: what it gets, and the jobs that must have ended well before it."""
+
+    step: Step
+    resources: JobResources
+    after: tuple[str, ...]
+    lead_seconds: int
+
+
+def jobs_of(recipe: Recipe, steps: Mapping[str, Step], cluster: Cluster) -> list[Job]:
+    """Jobs of the steps that aren't done. Raises UserError where the cluster can't give what one needs."""
+    lead = max(recipe.launch.lead_seconds, *map(measured_lead, steps.values()))
+    jobs: list[Job] = []
+    ancestors: dict[str, set[str]] = {}
+    for step in steps.values():
+        parents = [source.name for source in step.inputs.values() if isinstance(source, Step)]
+        ancestors[step.name] = set(parents).union(*(ancestors[parent] for parent in parents))
+        if step.done:
+            continue
+        resources = job_resources(recipe, step, cluster.gpus_per_node)
+        if lead >= resources.time:
+            raise UserError(
+                f"{step.name}: the time limit {time_limit(resources.time)} is no longer than launch.lead_seconds={lead}; raise "
+                f"launch.{resources.group}.time"
+            )
+        # A job that waits for another needn't wait for what that one waits for.
+        implied = set().union(*(ancestors[parent] for parent in parents))
+        after = [name for name in dict.fromkeys(parents) if name not in implied and not steps[name].done]
+        jobs.append(Job(step, resources, tuple(after), lead))
+    return jobs
+
+
+def measured_lead(step: Step) -> int:
+    """Seconds that the signal must come before the time limit, by what a training stage's steps and saves took so far."""
+    longest = [
+        max((json.loads(line)["seconds"] for line in path.read_text().splitlines() if line.endswith("}")), default=0.0)
+        for path in (step.folder / "steps.jsonl", step.folder / "saves.jsonl")
+        if path.is_file()
+    ]
+    return math.ceil(LEAD_MARGIN * sum(longest))
+
+
+def job_prefix(recipe: Recipe) -> str:
+    """What the names of this run's jobs begin with: the recipe's name, and its run folder's hash."""
+    return f"{recipe.name}-{hashlib.sha256(str(recipe.run_dir).encode()).hexdigest()[:8]}."
+
+
+def experiments_folder(cluster: Cluster) -> str:
+    """The folder of all experiments on the cluster."""
+    return cluster.tunnel.job_dir if cluster.tunnel else f"{get_nemorun_home()}/experiments"
+
+
+def experiment_folder(cluster: Cluster, recipe: Recipe, experiment: str) -> str:
+    """The folder of an experiment on the cluster: code, recipe, and each job's scripts and logs."""
+    return f"{experiments_folder(cluster)}/{recipe.name}/{experiment}"
+
+
+def build(
+    recipe: Recipe,
+    jobs: Sequence[Job],
+    cluster: Cluster,
+    experiment: str,
+    ships_tree: bool,
+    base_dir: Path | None = None,
+) -> run.Experiment:
+    """NeMo-Run's experiment of these jobs, its name `experiment`; nothing is submitted.
+
+    `base_dir` takes its files on this machine, by default NeMo-Run's home.
+    """
+    built = run.Experiment(
+        recipe.name,
+        id=experiment,
+        base_dir=None if base_dir is None else str(base_dir),
+        log_level="ERROR",
+        clean_mode=True,
+        enable_goodbye_message=False,
+        skip_status_at_exit=True,
+        serialize_metadata_for_scripts=False,
+    )
+    shipment = Shipment(recipe=recipe_text(recipe), tree=ships_tree)
+    folder = experiment_folder(cluster, recipe, experiment)
+    with built:
+        for job in jobs:
+            built.add(
+                _script(job, cluster, folder, experiment),
+                executor=_executor(recipe, job, cluster, folder, shipment),
+                name=job.step.name,
+                dependencies=list(job.after),
+            )
+    return built
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """The recipe with its overrides and defaults, as a recipe file."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _script(job: Job, cluster: Cluster, folder: str, experiment: str) -> run.Script:
+    arguments = [f"{folder}/{RECIPE}", job.step.name, "--submission", experiment]
+    arguments += ["--processes", str(job.resources.processes_per_node), "--verdict", f"{JOB_FOLDER}/{VERDICT}"]
+    python = cluster.python or ("python" if cluster.images else sys.executable)
+    return run.Script(path=NODE, m=True, entrypoint=python, args=[shlex.quote(argument) for argument in arguments])
+
+
+def _executor(recipe: Recipe, job: Job, cluster: Cluster, folder: str, shipment: Shipment) -> run.SlurmExecutor:
+    resources = job.resources
+    image = image_of(job, cluster)
+    where = f"{folder}/{TREE}" if shipment.tree else f"{folder}/{job.step.name}/code"
+    parameters: dict[str, Any] = {"kill_on_invalid_dep": "yes", **cluster.sbatch}
+    if cluster.reservation is not None:
+        parameters["reservation"] = cluster.reservation
+    return run.SlurmExecutor(
+        account=cluster.account,
+        partition=cluster.partition_of(resources.group),
+        job_name_prefix=job_prefix(recipe),
+        time=time_limit(resources.time),
+        nodes=resources.nodes,
+        ntasks_per_node=1,
+        gpus_per_node=resources.gpus_per_node or None,
+        cpus_per_task=resources.cpus_per_node,
+        mem=resources.memory_per_node,
+        signal=f"USR1@{job.lead_seconds}",
+        container_image=image,
+        container_mounts=[] if image is None else [f"{folder}:{folder}", *cluster.mounts],
+        additional_parameters=parameters,
+        # --wait=0: nodes that are ready earlier don't end the others. The folder: what is shipped goes before what is installed.
+        srun_args=["--wait=0", f"--container-workdir={where}" if image else f"--chdir={where}"],
+        env_vars={
+            "MASTER_ADDR": "${head_node_ip%% *}",
+            **{name: shlex.quote(value) for name, value in cluster.environment.items()},
+        },
+        setup_lines=setup_lines(f"{folder}/{job.step.name}", cluster.setup),
+        tunnel=tunnel_of(cluster),
+        packager=shipment,
+        monitor_group_job=False,
+        poll_estimated_start_time=False,
+    )
+
+
+def image_of(job: Job, cluster: Cluster) -> str | None:
+    """The container image of a job; None on a cluster without containers. Raises UserError where it isn't listed."""
+    if not cluster.images:
+        return None
+    if job.resources.image not in cluster.images:
+        raise UserError(
+            f"{job.step.name}: the cluster file lists no image {job.resources.image!r} (images: {', '.join(cluster.images)}); "
+            f"add it there, or choose another with launch.{job.resources.group}.image"
+        )
+    return cluster.images[job.resources.image]
+
+
+def tunnel_of(cluster: Cluster) -> run.LocalTunnel | run.SSHTunnel:
+    """How commands reach the cluster."""
+    if cluster.tunnel is None:
+        return run.LocalTunnel(job_dir="")
+    return run.SSHTunnel(**cluster.tunnel.model_dump(mode="json", exclude_none=True))

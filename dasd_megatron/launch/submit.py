@@ -1,0 +1,156 @@
+"""What tools/launch.py does with --executor slurm: checks, submits and watches."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from dasd_megatron.artifacts.files import lock
+from dasd_megatron.errors import UserError
+from dasd_megatron.launch.cluster import Cluster, load_cluster
+from dasd_megatron.launch.local import publish
+from dasd_megatron.launch.run_step import find_step
+from dasd_megatron.launch.site import Site
+from dasd_megatron.launch.slurm import Job, build, experiment_folder, experiments_folder, job_prefix, jobs_of
+from dasd_megatron.launch.submission import Submission
+from dasd_megatron.launch.watch import follow
+from dasd_megatron.recipe.load import load_recipe
+from dasd_megatron.recipe.resources import check_step_names
+from dasd_megatron.recipe.schema import Recipe
+from dasd_megatron.recipe.steps import Step, steps_of
+from dasd_megatron.source import ROOT, Source
+
+
+@dataclass(frozen=True)
+class Request:
+    """The command line of a submission.
+
+    Attributes:
+        only: one step's name; all that aren't done by default.
+        watch: follow the jobs that are there, submit none.
+        detach: return once the jobs are submitted.
+        ship_changes: ship files that differ from the commit, too.
+    """
+
+    recipe: Path
+    overrides: Sequence[str]
+    cluster: Path
+    only: str | None = None
+    dry_run: bool = False
+    watch: bool = False
+    detach: bool = False
+    ship_changes: bool = False
+
+
+def submit(request: Request) -> int:
+    """Submits the steps that aren't done; or prints them, or follows those submitted before. Returns the exit code."""
+    cluster = load_cluster(request.cluster)
+    recipe = with_absolute_paths(load_recipe(request.recipe, request.overrides), cluster)
+    steps = steps_of(recipe, elsewhere=cluster.tunnel is not None)
+    check_step_names(recipe, steps)
+    chosen: Mapping[str, Step] = steps
+    if request.only is not None:
+        chosen = {request.only: _with_inputs_done(find_step(steps, request.only, request.recipe))}
+    jobs = jobs_of(recipe, chosen, cluster)
+    if request.dry_run:
+        from dasd_megatron.launch.print_plan import print_plan
+
+        print_plan(recipe, chosen, jobs, cluster)
+        return 0
+    site = Site(cluster)
+    site.check_login()
+    if request.watch:
+        return follow(site, recipe, chosen)
+    if not jobs:
+        print("every step is done")
+        if request.only is None:
+            publish(recipe, steps)
+        return 0
+    with _submitting(recipe, cluster):
+        site.check_free(recipe, steps)
+        site.check_jobs(jobs)
+        ids = _submit(request, recipe, jobs, site)
+    return 0 if request.detach else follow(site, recipe, chosen, ids)
+
+
+def with_absolute_paths(recipe: Recipe, cluster: Cluster) -> Recipe:
+    """The recipe with its paths as jobs will need them. Raises UserError for a relative one where the cluster is elsewhere."""
+
+    def absolute(key: str, path: Path | None) -> Path | None:
+        if path is None or path.is_absolute():
+            return path
+        if cluster.tunnel is not None:
+            raise UserError(f"{key}={path}: give an absolute path on {cluster.tunnel.host}")
+        return Path(os.path.abspath(path))
+
+    def section(name: str, key: str) -> object:
+        return getattr(recipe, name).model_copy(
+            update={key: absolute(f"{name}.{key}", getattr(getattr(recipe, name), key))}
+        )
+
+    prompts = {
+        name: source.model_copy(update={"path": absolute(f"prompts.{name}.path", source.path)})
+        for name, source in (("train", recipe.prompts.train), ("test", recipe.prompts.test))
+    }
+    return recipe.model_copy(
+        update={
+            "run_dir": absolute("run_dir", recipe.run_dir),
+            "teacher": section("teacher", "model"),
+            "student": section("student", "model"),
+            "prompts": recipe.prompts.model_copy(update=prompts),
+        }
+    )
+
+
+def _with_inputs_done(step: Step) -> Step:
+    for name, source in step.inputs.items():
+        if isinstance(source, Step) and not source.elsewhere and not source.done:
+            raise UserError(
+                f"{step.name} needs {name} of the step {source.name}, which isn't finished: submit that first"
+            )
+    return step
+
+
+def _submitting(recipe: Recipe, cluster: Cluster) -> AbstractContextManager[None]:
+    """Holds the lock that keeps two submissions, or a submission and a local run, of one run folder apart."""
+    busy = f"{recipe.run_dir}: another process is running or submitting this recipe; wait for it, or choose another run_dir"
+    if cluster.tunnel is None:
+        return lock(recipe.run_dir / ".lock", busy)
+    return lock(Path(experiments_folder(cluster)) / f".{job_prefix(recipe)}lock", busy)
+
+
+def _submit(request: Request, recipe: Recipe, jobs: Sequence[Job], site: Site) -> dict[str, str]:
+    """Ids of the submitted jobs, by step. None is left in the queue where one of them can't be submitted."""
+    source = Source.of(ROOT, besides=[request.recipe, request.cluster])
+    if source is not None and not request.ship_changes:
+        source.check_committed()
+    experiment = f"{recipe.name}_{time.time_ns()}"
+    folder = experiment_folder(site.cluster, recipe, experiment)
+    when = time.strftime("%Y-%m-%d %H:%M:%S")
+    facts = None if source is None else source.facts
+    site.record(recipe, Submission(experiment, getpass.getuser(), socket.gethostname(), when, folder, facts))
+    built = build(recipe, jobs, site.cluster, experiment, ships_tree=source is not None)
+    try:
+        with built:
+            built.run(detach=True)
+    except Exception as error:
+        site.queue.cancel([_id(job.handle) for job in built.jobs if job.handle])
+        sbatch = getattr(error, "result", None)
+        reason = str(error if sbatch is None else sbatch.stderr).strip()
+        raise UserError(f"the jobs can't be submitted: {reason}; those submitted before were cancelled") from error
+    ids = {job.id: _id(job.handle) for job in built.jobs}
+    print(f"shipped: {source or 'nothing; the nodes use the dasd-megatron installed there'}")
+    print(f"submitted {len(ids)} jobs as {experiment}; scripts and logs: {folder}")
+    print(f"  nemorun experiment status {experiment}")
+    return ids
+
+
+def _id(handle: str) -> str:
+    """Slurm's job id in NeMo-Run's handle of a job: slurm_tunnel://TITLE/ID/master/0."""
+    return handle.partition("://")[2].split("/")[1]

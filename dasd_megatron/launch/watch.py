@@ -1,0 +1,135 @@
+"""Follows a run's jobs until the last has ended, says what changes, and why a step failed."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+
+from dasd_megatron.errors import UserError
+from dasd_megatron.launch.queue import SUCCEEDED, ControllerAway, Job
+from dasd_megatron.launch.site import Site
+from dasd_megatron.launch.slurm import job_prefix
+from dasd_megatron.recipe.resources import group_of
+from dasd_megatron.recipe.schema import Recipe
+from dasd_megatron.recipe.steps import Step
+
+# Seconds between looks at Slurm: what its administrators ask of scripts, and soon enough for jobs of minutes.
+POLL = 5.0
+LOG_LINES = 25
+CANCELLED_WITH_ANOTHER = "DependencyNeverSatisfied"
+
+
+def follow(site: Site, recipe: Recipe, steps: Mapping[str, Step], ids: Mapping[str, str] | None = None) -> int:
+    """Follows the jobs `ids` (by step), or those of the run that are queued or running. Returns the exit code."""
+    submission = site.submission(recipe)
+    if submission is None:
+        raise UserError(f"{recipe.run_dir}: nothing was submitted")
+    if ids is None:
+        ids = {job.step: job.id for job in site.queue.active([job_prefix(recipe) + step for step in steps])}
+        if not ids:
+            raise UserError(f"{recipe.run_dir}: no job of {submission.id} is queued or running")
+    try:
+        ended = Watch(site, steps, ids, submission.folder).until_ended()
+    except KeyboardInterrupt:
+        print(
+            "\nthe jobs go on; --watch follows them again, and this cancels them:\n  scancel " + " ".join(ids.values())
+        )
+        return 130
+    failed = [job for job in ended if job.state != SUCCEEDED]
+    if not failed:
+        print(f"every step is done: {recipe.run_dir}")
+        return 0
+    own = [job.step for job in failed if not _was_waiting(job)]
+    waited = [job.step for job in failed if _was_waiting(job)]
+    print(
+        f"error: {', '.join(own) or 'a step'} did not succeed (see above)"
+        + (f"; cancelled with it: {', '.join(waited)}" if waited else "")
+        + "; the same command goes on from here",
+        file=sys.stderr,
+    )
+    return 2
+
+
+class Watch:
+    """Knows each job's last state."""
+
+    def __init__(self, site: Site, steps: Mapping[str, Step], ids: Mapping[str, str], folder: str) -> None:
+        self._site, self._steps, self._ids, self._folder = site, steps, ids, folder
+        self._seen: dict[str, str] = {}
+        self._away = False
+
+    def until_ended(self) -> list[Job]:
+        """All jobs, once none will run again by itself."""
+        names = None
+        while True:
+            try:
+                jobs = self._site.queue.jobs(list(self._ids.values()))
+                names = [job.name for job in jobs]
+                active = {job.id: job for job in self._site.queue.active(names)} if names else {}
+            except ControllerAway as error:
+                self._say_away(error)
+            else:
+                self._away = False
+                current = [active.get(job.id, job) for job in jobs]
+                for job in current:
+                    self._tell(job)
+                if len(current) == len(self._ids) and all(job.ended and job.id not in active for job in current):
+                    return current
+            time.sleep(POLL)
+
+    def _say_away(self, error: ControllerAway) -> None:
+        if not self._away:
+            print(f"Slurm doesn't answer ({error}); jobs are not touched by that, watching goes on", flush=True)
+        self._away = True
+
+    def _tell(self, job: Job) -> None:
+        before = self._seen.get(job.id)
+        if job.state == before:
+            return
+        self._seen[job.id] = job.state
+        where = f" on {job.nodes}" if job.nodes and job.state == "RUNNING" else ""
+        again = " again: it goes on where it was stopped" if job.state == "PENDING" and before is not None else ""
+        if job.state == "COMPLETING" or (job.state == "PENDING" and before is None) or _was_waiting(job):
+            return
+        print(f"{time.strftime('%H:%M:%S')} {job.step} (job {job.id}): {job.state}{where}{again}", flush=True)
+        if job.ended and job.state != SUCCEEDED:
+            print(f"{job.step}: {explanation(job, group_of(self._steps[job.step].kind))}", flush=True)
+            print(self._end_of_log(job), flush=True)
+
+    def _end_of_log(self, job: Job) -> str:
+        folder = f"{self._folder}/{job.step}"
+        # The newest attempt's; the script's own where the step never began.
+        logs = f"find {folder} -name 'log-*_{job.id}_*.out' -size +0 2> /dev/null | sort -V | tail -n 1"
+        path = (
+            self._site.run(logs).stdout.strip()
+            or self._site.run(f"ls {folder}/sbatch_*_{job.id}.out 2> /dev/null").stdout.strip()
+        )
+        if not path:
+            return f"no log in {folder}: is that folder shared between the nodes? (NEMORUN_HOME chooses another)"
+        tail = self._site.run(f"tail -n {LOG_LINES} '{path}'").stdout.rstrip()
+        return f"end of {path}:\n" + "\n".join(f"    {line}" for line in tail.splitlines())
+
+
+def explanation(job: Job, group: str) -> str:
+    """Why a job ended, and what to do. `group`: the part of the launch section that its step goes by."""
+    launch = f"launch.{group}"
+    match job.state:
+        case "TIMEOUT":
+            return f"reached its time limit before it had saved: raise launch.lead_seconds, or {launch}.time"
+        case "OUT_OF_MEMORY":
+            return f"out of memory: raise {launch}.memory_per_node, or lower what the step holds"
+        case "CANCELLED":
+            return f"cancelled by {job.reason}"
+        case "NODE_FAIL" | "BOOT_FAIL":
+            return f"lost its node ({job.nodes}), and Slurm did not queue it again"
+        case "PREEMPTED":
+            return "pre-empted, and not queued again"
+        case "FAILED" if job.exit_code == 75:
+            return "stopped to be queued again, which Slurm refused (see the job's sbatch log)"
+    return f"{job.state}, exit code {job.exit_code}"
+
+
+def _was_waiting(job: Job) -> bool:
+    """Whether a job was cancelled because one that it waited for failed: it never had a node."""
+    return job.state == "CANCELLED" and job.nodes in ("", "None assigned")

@@ -82,6 +82,18 @@ def gptoss() -> ChatTokenizer:
     return ChatTokenizer(fetch_tokenizer("gptoss"))
 
 
+@pytest.fixture(scope="session")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an undisturbed small run on this machine."""
+    from tests.small_run import finish, small_run
+
+    folder = tmp_path_factory.mktemp("calm") / "run"
+    code, out, errors = finish(*small_run(folder))
+    assert code == 0, errors[-3000:]
+    assert "teacher" in out
+    return folder
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     """Makes a file system of the size asked for: small_disk("64k")."""

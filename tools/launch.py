@@ -24,7 +24,13 @@ def main() -> int:
         action="store_true",
         help="print the steps, what is done and, for Slurm, scripts and costs; run nothing",
     )
-    parser.add_argument("--only", metavar="STEP", help="run one step, whose inputs must be done")
+    parser.add_argument(
+        "--only",
+        metavar="STEP",
+        action="append",
+        default=[],
+        help="run this step, whose inputs must be done; repeatable",
+    )
     parser.add_argument("--executor", choices=("local", "slurm"), default="local", help="where; local by default")
     slurm = parser.add_argument_group("with --executor slurm")
     slurm.add_argument("--cluster", type=Path, metavar="FILE", help="cluster file (YAML); see examples/cluster.yaml")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from dasd_megatron.recipe.schema import Recipe
 from dasd_megatron.recipe.steps import Step, steps_of
 
 
-def launch(path: Path, overrides: Sequence[str], dry_run: bool, only: str | None) -> int:
+def launch(path: Path, overrides: Sequence[str], dry_run: bool, only: Sequence[str] = ()) -> int:
     """Runs or prints the recipe's steps on this machine. Returns the exit code.
 
     0 when done, 2 for a mistake of the user or a failed step, 75 (Stopped) when told to stop, 130 for Ctrl-C.
@@ -26,10 +27,11 @@ def launch(path: Path, overrides: Sequence[str], dry_run: bool, only: str | None
         steps = steps_of(recipe)
         if dry_run:
             print_plan(steps)
-        elif only is not None:
+        elif only:
             from dasd_megatron.launch.run_step import find_step
 
-            run_one(find_step(steps, only, path), path, overrides)
+            for step in [find_step(steps, name, path) for name in only]:
+                run_one(step, path, overrides)
         else:
             run_all(recipe, path, overrides, steps)
             print_summary(recipe)
@@ -45,6 +47,7 @@ def launch_on_slurm(**options: Any) -> int:
     """
 
     def run() -> int:
+        warnings.filterwarnings("ignore", module="fastapi")  # of a library that NeMo-Run imports
         try:
             from dasd_megatron.launch.submit import Request, submit
         except ModuleNotFoundError as error:

@@ -10,7 +10,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ PATIENCE = 10.0
 ATTEMPT = ".attempt"
 
 
-def find_step(steps: dict[str, Step], name: str, recipe: Path) -> Step:
+def find_step(steps: Mapping[str, Step], name: str, recipe: Path) -> Step:
     """The step of this name. Raises UserError naming the nearest ones."""
     import difflib
 

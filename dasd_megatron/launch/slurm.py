@@ -15,7 +15,9 @@ from typing import Any
 import nemo_run as run
 import yaml
 from nemo_run.config import get_nemorun_home
+from rich.console import Console
 
+from dasd_megatron.artifacts.training_files import SAVES, STEPS
 from dasd_megatron.errors import UserError
 from dasd_megatron.launch.cluster import Cluster
 from dasd_megatron.launch.job_script import VERDICT, setup_lines
@@ -66,9 +68,11 @@ def jobs_of(recipe: Recipe, steps: Mapping[str, Step], cluster: Cluster) -> list
 
 def measured_lead(step: Step) -> int:
     """Seconds that the signal must come before the time limit, by what a training stage's steps and saves took so far."""
+    if step.kind != "train" or step.elsewhere:
+        return 0
     longest = [
         max((json.loads(line)["seconds"] for line in path.read_text().splitlines() if line.endswith("}")), default=0.0)
-        for path in (step.folder / "steps.jsonl", step.folder / "saves.jsonl")
+        for path in (step.folder / STEPS, step.folder / SAVES)
         if path.is_file()
     ]
     return math.ceil(LEAD_MARGIN * sum(longest))
@@ -106,13 +110,19 @@ def build(
         id=experiment,
         base_dir=None if base_dir is None else str(base_dir),
         log_level="ERROR",
-        clean_mode=True,
         enable_goodbye_message=False,
         skip_status_at_exit=True,
         serialize_metadata_for_scripts=False,
     )
+    # Quiet here alone: its clean_mode would also silence `nemorun experiment status` later.
+    built.console = Console(quiet=True)
     shipment = Shipment(recipe=recipe_text(recipe), tree=ships_tree)
     folder = experiment_folder(cluster, recipe, experiment)
+    if not cluster.images and JOB_FOLDER in folder:
+        raise UserError(
+            f"{folder}: NeMo-Run would take {JOB_FOLDER} in this path for a job's own folder; choose another NEMORUN_HOME, or "
+            "another tunnel.job_dir"
+        )
     with built:
         for job in jobs:
             built.add(

@@ -32,7 +32,7 @@ class Request:
     """The command line of a submission.
 
     Attributes:
-        only: one step's name; all that aren't done by default.
+        only: names of steps; all by default.
         watch: follow the jobs that are there, submit none.
         detach: return once the jobs are submitted.
         ship_changes: ship files that differ from the commit, too.
@@ -41,7 +41,7 @@ class Request:
     recipe: Path
     overrides: Sequence[str]
     cluster: Path
-    only: str | None = None
+    only: Sequence[str] = ()
     dry_run: bool = False
     watch: bool = False
     detach: bool = False
@@ -54,9 +54,7 @@ def submit(request: Request) -> int:
     recipe = with_absolute_paths(load_recipe(request.recipe, request.overrides), cluster)
     steps = steps_of(recipe, elsewhere=cluster.tunnel is not None)
     check_step_names(recipe, steps)
-    chosen: Mapping[str, Step] = steps
-    if request.only is not None:
-        chosen = {request.only: _with_inputs_done(find_step(steps, request.only, request.recipe))}
+    chosen = chosen_steps(steps, request.only, request.recipe) if request.only else steps
     jobs = jobs_of(recipe, chosen, cluster)
     if request.dry_run:
         from dasd_megatron.launch.print_plan import print_plan
@@ -69,7 +67,7 @@ def submit(request: Request) -> int:
         return follow(site, recipe, chosen)
     if not jobs:
         print("every step is done")
-        if request.only is None:
+        if not request.only:
             publish(recipe, steps)
         return 0
     with _submitting(recipe, cluster):
@@ -108,13 +106,18 @@ def with_absolute_paths(recipe: Recipe, cluster: Cluster) -> Recipe:
     )
 
 
-def _with_inputs_done(step: Step) -> Step:
-    for name, source in step.inputs.items():
-        if isinstance(source, Step) and not source.elsewhere and not source.done:
-            raise UserError(
-                f"{step.name} needs {name} of the step {source.name}, which isn't finished: submit that first"
-            )
-    return step
+def chosen_steps(steps: Mapping[str, Step], names: Sequence[str], recipe: Path) -> dict[str, Step]:
+    """The steps of these names. Raises UserError where one reads a step that is neither done nor among them."""
+    wanted = {find_step(steps, name, recipe).name for name in names}
+    chosen = {name: step for name, step in steps.items() if name in wanted}
+    for step in chosen.values():
+        for name, source in step.inputs.items():
+            if isinstance(source, Step) and not (source.elsewhere or source.done or source.name in chosen):
+                raise UserError(
+                    f"{step.name} needs {name} of the step {source.name}, which isn't finished: add --only {source.name}, or "
+                    "submit that first"
+                )
+    return chosen
 
 
 def _submitting(recipe: Recipe, cluster: Cluster) -> AbstractContextManager[None]:

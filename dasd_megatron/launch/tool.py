@@ -30,4 +30,4 @@ def step_tool(description: str | None, kinds: Sequence[str]) -> int:
     if args.step not in own:
         print(f"error: --step {args.step}: not one of {', '.join(own)}", file=sys.stderr)
         return 2
-    return launch(args.recipe, args.overrides, dry_run=False, only=args.step)
+    return launch(args.recipe, args.overrides, dry_run=False, only=[args.step])

@@ -80,7 +80,7 @@ def _stage(recipe: Recipe, name: str) -> Stage:
 def _run(recipe: Path, overrides: Sequence[str], step: str) -> int:
     from dasd_megatron.launch.main import launch
 
-    return launch(recipe, overrides, dry_run=False, only=step)
+    return launch(recipe, overrides, dry_run=False, only=[step])
 
 
 def _dry_run(recipe: Recipe, stage: Stage) -> int:

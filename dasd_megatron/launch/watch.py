@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 from dasd_megatron.errors import UserError
 from dasd_megatron.launch.queue import SUCCEEDED, ControllerAway, Job
@@ -30,7 +31,7 @@ def follow(site: Site, recipe: Recipe, steps: Mapping[str, Step], ids: Mapping[s
         if not ids:
             raise UserError(f"{recipe.run_dir}: no job of {submission.id} is queued or running")
     try:
-        ended = Watch(site, steps, ids, submission.folder).until_ended()
+        ended = Watch(site, steps, ids, job_prefix(recipe), submission.folder).until_ended()
     except KeyboardInterrupt:
         print(
             "\nthe jobs go on; --watch follows them again, and this cancels them:\n  scancel " + " ".join(ids.values())
@@ -54,27 +55,29 @@ def follow(site: Site, recipe: Recipe, steps: Mapping[str, Step], ids: Mapping[s
 class Watch:
     """Knows each job's last state."""
 
-    def __init__(self, site: Site, steps: Mapping[str, Step], ids: Mapping[str, str], folder: str) -> None:
+    def __init__(self, site: Site, steps: Mapping[str, Step], ids: Mapping[str, str], prefix: str, folder: str) -> None:
         self._site, self._steps, self._ids, self._folder = site, steps, ids, folder
+        self._names = [prefix + step for step in ids]
         self._seen: dict[str, str] = {}
         self._away = False
 
     def until_ended(self) -> list[Job]:
         """All jobs, once none will run again by itself."""
-        names = None
         while True:
             try:
-                jobs = self._site.queue.jobs(list(self._ids.values()))
-                names = [job.name for job in jobs]
-                active = {job.id: job for job in self._site.queue.active(names)} if names else {}
+                # In this order: a job that ends in between is seen as active once more.
+                active = {job.id: job for job in self._site.queue.active(self._names)}
+                known = {job.id: job for job in self._site.queue.jobs(list(self._ids.values()))}
             except ControllerAway as error:
                 self._say_away(error)
             else:
                 self._away = False
-                current = [active.get(job.id, job) for job in jobs]
+                # Accounting is late at times, and then knows neither a job's name nor its end.
+                found = {step: active.get(id) or known.get(id) for step, id in self._ids.items()}
+                current = [replace(job, name=step) for step, job in found.items() if job is not None]
                 for job in current:
                     self._tell(job)
-                if len(current) == len(self._ids) and all(job.ended and job.id not in active for job in current):
+                if len(current) == len(self._ids) and all(job.ended for job in current):
                     return current
             time.sleep(POLL)
 

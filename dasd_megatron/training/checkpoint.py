@@ -6,6 +6,7 @@ A folder that carries its final name is whole; the newest one is what a stopped 
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import sys
 import time
@@ -22,6 +23,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from conversion.carried import HF_FOLDER, carry, with_dtype
 from conversion.checkpoint_metadata import read_index
 from conversion.hf_model import HFModel
+from dasd_megatron.artifacts.training_files import SAVES
 from dasd_megatron.errors import UserError
 from dasd_megatron.training.optimizer_state import sharded_state, take_up
 from dasd_megatron.training.random_state import layout, random_states, set_random_states, sharded
@@ -62,7 +64,7 @@ class StepCheckpoints:
         self._keep, self._keep_every = execution["keep_checkpoints"], execution["keep_every"]
         self._waits = not execution["async_save"]
         self._current: Save | None = None
-        self._newest = 0
+        self._newest, self._began = 0, 0.0
 
     def save(self, step: int) -> None:
         """Takes a snapshot and starts to write it; waits first for a save that is still under way."""
@@ -74,6 +76,7 @@ class StepCheckpoints:
         state = {**weights, "optimizer": optimizer, "random": sharded(random_states())}
         # Values that aren't sharded: the same on every rank.
         common = {"step": step, "random_layout": layout(), "distributed_optimizer": self._distributed}
+        self._began = time.monotonic()
         self._current = Save({**state, **common}, self._folder / f"step-{step:07d}", self._carry)
         self._newest = step
         if self._waits:
@@ -90,7 +93,14 @@ class StepCheckpoints:
             return
         save, self._current = self._current, None
         save.finish()
+        if dist.get_rank() == 0:
+            self._note(time.monotonic() - self._began)
         self._remove_all_but(self._keep)
+
+    def _note(self, seconds: float) -> None:
+        """How long the save took, by which the signal before a time limit is timed; training goes on meanwhile."""
+        with (self._folder / SAVES).open("a") as file:
+            file.write(json.dumps({"step": self._newest, "seconds": round(seconds, 3)}) + "\n")
 
     def end(self) -> None:
         """The stage is over: leaves only the checkpoints at multiples of keep_every."""

@@ -11,11 +11,9 @@ from typing import Any, Protocol
 import torch.distributed as dist
 
 from dasd_megatron.artifacts.files import write_atomically
+from dasd_megatron.artifacts.training_files import STEPS
 from dasd_megatron.errors import UserError
 from dasd_megatron.progress import Progress
-
-# Inside a training artifact: one JSON line a step.
-STEPS = "steps.jsonl"
 
 
 class _Sink(Protocol):

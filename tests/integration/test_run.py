@@ -14,64 +14,10 @@ from typing import Any
 
 import pytest
 
-from dasd_megatron.artifacts.artifact import Artifact
-from dasd_megatron.recipe.load import load_recipe
-from dasd_megatron.recipe.steps import Step, steps_of
 from tests.conftest import ROOT, TOY
-from tests.training_runs import RESULTS
+from tests.small_run import RECIPE, artifacts, content_of, finish, launch, small_run
 
-RECIPE = TOY / "recipe.yaml"
-# Small enough for minutes; the reference engine starts faster than vLLM (whose turn is in test_vllm_run).
-SMALL = [
-    "engine.name=transformers",
-    "prompts.train.limit=48",
-    "prompts.test.limit=40",
-    "sampling.responses_per_prompt=2",
-    "sampling.prompts_per_shard=12",
-    "sampling.max_tokens=64",
-    "evaluation.max_tokens=64",
-    "evaluation.problems_per_shard=20",
-    "evaluation.samples=1",
-    "training.steps=8",
-    "stages.2.training.steps=4",
-    "training.save_every=2",
-]
 KILLS = 20
-
-
-def launch(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "tools/launch.py", *arguments],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(*arguments: str) -> tuple[int, str, str]:
-    process = launch(*arguments)
-    out, errors = process.communicate(timeout=900)
-    return process.returncode, out, errors
-
-
-def small_run(folder: Path) -> list[str]:
-    return [str(RECIPE), *SMALL, f"run_dir={folder}"]
-
-
-def artifacts(folder: Path) -> dict[str, Step]:
-    os.chdir(ROOT)
-    return steps_of(load_recipe(RECIPE, [*SMALL, f"run_dir={folder}"]))
-
-
-@pytest.fixture(scope="module")
-def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an undisturbed run."""
-    folder = tmp_path_factory.mktemp("calm") / "run"
-    code, out, errors = finish(*small_run(folder))
-    assert code == 0, errors[-3000:]
-    assert "teacher" in out
-    return folder
 
 
 @pytest.mark.slow
@@ -117,22 +63,6 @@ def test_second_run_does_nothing_again(calm: Path) -> None:
     assert code == 0, errors[-3000:]
     assert out.count("done before") == len(artifacts(calm))
     assert before == {path: path.stat().st_mtime_ns for path in calm.rglob("*.parquet")}
-
-
-def content_of(folder: Path) -> dict[str, Any]:
-    """Everything in a run that must not depend on when it was interrupted."""
-    content: dict[str, Any] = {}
-    for name, step in artifacts(folder).items():
-        manifest = Artifact(step.folder).manifest
-        content[name] = {
-            key: manifest.get(key) for key in ("key", "counts", "dropped", "shards", "accuracy", "alignment")
-        }
-        if step.kind == "train":
-            lines = [json.loads(line) for line in (step.folder / "steps.jsonl").read_text().splitlines()]
-            content[name]["steps"] = [{key: line[key] for key in RESULTS} for line in lines]
-        if step.kind == "export":
-            content[name]["weights"] = (step.folder / "model.safetensors").read_bytes()
-    return content
 
 
 def descendants(pid: int) -> list[int]:

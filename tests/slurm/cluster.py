@@ -150,13 +150,43 @@ class Cluster:
         """Ends slurmctld at once."""
         self._end("slurmctld", signal.SIGKILL)
 
-    def start_node(self, node: str) -> None:
-        """Starts a node's slurmd."""
-        self.run(_program("slurmd"), "-N", node)
+    def start_node(self, node: str, *wrapper: str) -> None:
+        """Starts a node's slurmd; `wrapper`: a command that runs it, such as unshare."""
+        self.run(*wrapper, _program("slurmd"), "-N", node)
+
+    def kill_daemon(self, node: str) -> None:
+        """Ends a node's slurmd at once; what it started runs on."""
+        self._end(f"slurmd.{node}", signal.SIGKILL)
+
+    def stop_node(self, node: str) -> None:
+        """Ends a node's slurmd."""
+        self._end(f"slurmd.{node}")
+
+    def recover(self) -> None:
+        """Starts again what isn't running, and waits until the nodes are idle."""
+        if not self._runs("slurmctld"):
+            self.start_controller()
+        for node in self.nodes:
+            if not self._runs(f"slurmd.{node}"):
+                self.start_node(node)
+        down = [node for node, state in self._states_once_there().items() if state.startswith(("down", "drain"))]
+        for node in down:
+            self.run("scontrol", "update", f"nodename={node}", "state=resume")
+        self.wait_for(lambda: self.states() == dict.fromkeys(self.nodes, "idle"), "idle nodes")
+
+    def _states_once_there(self) -> dict[str, str]:
+        self.wait_for(lambda: bool(self.states()), "controller")
+        return self.states()
+
+    def _runs(self, name: str) -> bool:
+        try:
+            return psutil.Process(int((self.folder / "run" / f"{name}.pid").read_text())).is_running()
+        except (OSError, ValueError, psutil.Error):
+            return False
 
     def kill_node(self, node: str) -> None:
         """A node that is lost: slurmd and whatever ran under it end at once."""
-        self._end(f"slurmd.{node}", signal.SIGKILL)
+        self.kill_daemon(node)
         spool = str(self.folder / "spool" / node)
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):

@@ -1,0 +1,56 @@
+"""The toy recipe on two nodes, through NeMo-Run: the same data and the same losses as on one machine."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dasd_megatron.artifacts.artifact import Artifact
+from tests.slurm.conftest import Site
+from tests.small_run import artifacts, content_of, small_run
+
+
+@pytest.mark.slow
+def test_a_run_on_two_nodes_is_the_run_on_one_machine(site: Site, calm: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    code, out, errors = site.finish(*small_run(folder), "launch.training.nodes=2")
+    assert code == 0, out[-3000:] + errors[-3000:]
+    here, there = content_of(calm), content_of(folder)
+    for name, content in there.items():
+        # Sums over ranks are taken in another order where the ranks meet in another: 1e-5 is what layouts may differ by.
+        if content.get("steps"):
+            assert [line["loss"] for line in content.pop("steps")] == pytest.approx(
+                [line["loss"] for line in here[name].pop("steps")], abs=1e-5
+            )
+        assert content == here[name], name
+    assert (folder / "report.html").is_file()
+    assert json.loads((folder / "summary.json").read_text())["evaluated"] == 40
+    assert (folder / "final" / "model.safetensors").is_file()
+    check_trained_on_two_nodes(site)
+    check_manifests_name_what_was_shipped(folder)
+    check_nemo_run_knows_it(site, folder)
+
+
+def check_trained_on_two_nodes(site: Site) -> None:
+    for stage in ("low_temperature", "high_temperature", "mixed_policy"):
+        assert site.accounting(f"train_{stage}", "State,NodeList") == ["COMPLETED|node[1-2]"]
+
+
+def check_manifests_name_what_was_shipped(folder: Path) -> None:
+    source = json.loads((folder / "submission.json").read_text())["source"]
+    assert len(source["commit"]) == 40
+    for step in artifacts(folder).values():
+        assert Artifact(step.folder).manifest["source"] == source
+
+
+def check_nemo_run_knows_it(site: Site, folder: Path) -> None:
+    experiment = json.loads((folder / "submission.json").read_text())["id"]
+    environment = {**site.cluster.environment, "NEMORUN_HOME": str(site.home)}
+    command = [str(Path(sys.executable).parent / "nemorun"), "experiment", "status", experiment]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("SUCCEEDED") == len(artifacts(folder))

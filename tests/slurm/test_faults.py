@@ -1,0 +1,275 @@
+"""What a night on a cluster brings, one by one: each ends in the result of an undisturbed run, or in one clear reason.
+
+A stage and the export after it are submitted, something happens while it trains, and the launcher is watched to its end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from dasd_megatron.artifacts.artifact import COMPLETE
+from dasd_megatron.launch.node import ATTEMPTS
+from dasd_megatron.recipe.load import load_recipe
+from dasd_megatron.recipe.steps import Step, steps_of
+from tests.conftest import ROOT
+from tests.slurm.conftest import Site
+from tests.small_run import RECIPE, SMALL, finish
+from tests.training_runs import RESULTS
+
+pytestmark = pytest.mark.slow
+
+TRAIN, EXPORT = "train_low_temperature", "export_low_temperature"
+ONLY = ["--only", TRAIN, "--only", EXPORT]
+# Long enough that something can happen on the way, with saves on the way.
+LONGER = ["training.steps=60", "training.save_every=10", "launch.training.nodes=2"]
+PATIENCE = 120.0
+
+
+@dataclass
+class StageRun:
+    """A stage whose inputs are done, on its way through the cluster."""
+
+    site: Site
+    folder: Path
+    overrides: list[str]
+    process: subprocess.Popen[str] | None = None
+    said: str = ""
+
+    @property
+    def steps(self) -> dict[str, Step]:
+        return steps_of(load_recipe(RECIPE, self.arguments[1:]))
+
+    @property
+    def arguments(self) -> list[str]:
+        return [str(RECIPE), *SMALL, f"run_dir={self.folder}", *self.overrides]
+
+    @property
+    def stage(self) -> Path:
+        return self.steps[TRAIN].folder
+
+    def submit(self) -> None:
+        self.process = self.site.launch(*self.arguments, *ONLY)
+
+    def losses(self) -> list[dict[str, Any]]:
+        path = self.stage / "steps.jsonl"
+        if not path.is_file():
+            return []
+        lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+        return [{key: line[key] for key in RESULTS} for line in lines]
+
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        assert self.process is not None
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            assert self.process.poll() is None, self.process.communicate()
+            assert time.monotonic() < deadline, what + "\n" + self.site.cluster.run("squeue")
+            time.sleep(0.1)
+
+    def until_it_trains(self, checkpoint: bool = True) -> str:
+        """Until the stage has saved once (and trains on); its job's id."""
+        stage = self.stage
+        self.until(lambda: any(stage.glob("step-*")) if checkpoint else bool(self.losses()), "training")
+        return self.job(TRAIN)
+
+    def job(self, step: str) -> str:
+        lines = self.site.cluster.run("squeue", "-h", "-o", "%i %j").splitlines()
+        return next(line.split()[0] for line in lines if line.endswith(f".{step}"))
+
+    def end(self) -> tuple[int, str, str]:
+        assert self.process is not None
+        self.said, errors = self.process.communicate(timeout=300)
+        return self.process.returncode, self.said, errors
+
+
+@contextlib.contextmanager
+def slowed(job: str) -> Iterator[Callable[[], bool]]:
+    """Stops the ranks of a job nine tenths of the time; yields whether there are any left."""
+    over = threading.Event()
+
+    def ranks() -> list[psutil.Process]:
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("SLURM_JOB_ID") == job and "RANK" in process.environ():
+                    found.append(process)
+        return found
+
+    first = ranks()
+    assert first
+
+    def slow() -> None:
+        while not over.is_set():
+            for number, seconds in ((signal.SIGSTOP, 0.9), (signal.SIGCONT, 0.1)):
+                for process in first:
+                    with contextlib.suppress(psutil.Error):
+                        process.send_signal(number)
+                over.wait(seconds)
+
+    thread = threading.Thread(target=slow)
+    thread.start()
+    try:
+        yield lambda: any(process.is_running() for process in first)
+    finally:
+        over.set()
+        thread.join()
+        for process in first:
+            with contextlib.suppress(psutil.Error):
+                process.send_signal(signal.SIGCONT)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(calm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of the longer stage on this machine."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    shutil.copytree(calm, folder, symlinks=True)
+    code, _, errors = finish(str(RECIPE), *SMALL, f"run_dir={folder}", *LONGER[:2], *ONLY)
+    assert code == 0, errors[-3000:]
+    return folder
+
+
+@pytest.fixture
+def run(site: Site, calm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StageRun:
+    monkeypatch.chdir(ROOT)
+    made = StageRun(site, tmp_path / "run", list(LONGER))
+    shutil.copytree(calm, made.folder, symlinks=True)
+    return made
+
+
+def check_done(run: StageRun, undisturbed: Path, starts: int | None = None) -> None:
+    """The launcher says so, the stage's numbers are the undisturbed one's, and the export waited for the stage's end."""
+    code, out, errors = run.end()
+    assert code == 0, out[-3000:] + errors[-3000:]
+    expected = StageRun(run.site, undisturbed, LONGER)
+    assert len(run.losses()) == 60
+    for line, other in zip(run.losses(), expected.losses(), strict=True):
+        assert line == pytest.approx(other, rel=1e-5), out
+    assert not list(run.stage.glob("step-*"))
+    exported = run.steps[EXPORT].folder / COMPLETE
+    assert exported.stat().st_mtime > (run.stage / COMPLETE).stat().st_mtime
+    check_next_stage_waited(run)
+    if starts is not None:
+        assert len(run.site.accounting(TRAIN, "JobID")) == starts
+
+
+def check_next_stage_waited(run: StageRun) -> None:
+    """The export's one job began after the stage was complete."""
+    (start,) = run.site.accounting(EXPORT, "Start")
+    began = time.mktime(time.strptime(start, "%Y-%m-%dT%H:%M:%S"))
+    assert began >= int((run.stage / COMPLETE).stat().st_mtime)
+
+
+def test_a_node_that_is_set_down(run: StageRun, undisturbed: Path) -> None:
+    run.submit()
+    run.until_it_trains()
+    run.site.cluster.run("scontrol", "update", "nodename=node2", "state=down", "reason=test")
+    run.until(lambda: not run.site.cluster.states()["node1"].startswith("alloc"), "free node")
+    run.site.cluster.run("scontrol", "update", "nodename=node2", "state=resume")
+    check_done(run, undisturbed, starts=2)
+
+
+def test_a_killed_slurmd(run: StageRun, undisturbed: Path) -> None:
+    """Its ranks run on for a while, without anyone who could end them."""
+    run.submit()
+    run.until_it_trains()
+    run.site.cluster.kill_daemon("node2")
+    run.until(lambda: run.site.cluster.states()["node2"].startswith("down"), "down node")
+    run.site.cluster.start_node("node2")
+    check_done(run, undisturbed)
+
+
+def test_a_lost_node(run: StageRun, undisturbed: Path) -> None:
+    """Its ranks are gone at once, before Slurm knows: the others crash, which must not count as the stage's failure."""
+    run.submit()
+    run.until_it_trains()
+    run.site.cluster.kill_node("node2")
+    time.sleep(2)
+    run.site.cluster.start_node("node2")
+    check_done(run, undisturbed)
+
+
+def test_a_time_limit_shorter_than_the_stage(run: StageRun, undisturbed: Path) -> None:
+    """On a node so slow that the first job can't end it."""
+    run.overrides += ["launch.training.time='00:01:00'", "launch.lead_seconds=20"]
+    run.submit()
+    with slowed(run.until_it_trains()) as still:
+        run.until(lambda: not still(), "end of the first job")
+    assert 0 < len(run.losses()) < 60
+    check_done(run, undisturbed, starts=2)
+    assert "PENDING again: it goes on where it was stopped" in run.said
+
+
+def test_a_job_that_someone_requeues(run: StageRun, undisturbed: Path) -> None:
+    run.submit()
+    job = run.until_it_trains()
+    run.site.cluster.run("scontrol", "requeue", job)
+    check_done(run, undisturbed, starts=2)
+
+
+def test_a_cancelled_step(run: StageRun, undisturbed: Path) -> None:
+    run.submit()
+    job = run.until_it_trains()
+    run.site.cluster.run("scancel", job)
+    code, out, errors = run.end()
+    assert code == 2
+    assert f"{TRAIN}: cancelled by 0" in out
+    assert f"error: {TRAIN} did not succeed (see above); cancelled with it: {EXPORT}" in errors
+    check_next_step_never_began(run)
+    done = len(run.losses())
+    assert done < 60
+    run.submit()
+    check_done(run, undisturbed)
+
+
+def check_next_step_never_began(run: StageRun) -> None:
+    assert run.site.accounting(EXPORT, "Start") == ["None"]
+    assert not run.steps[EXPORT].folder.exists()
+
+
+def test_a_controller_that_is_started_again(run: StageRun, undisturbed: Path) -> None:
+    run.submit()
+    run.until_it_trains()
+    run.site.cluster.kill_controller()
+    time.sleep(8)
+    run.site.cluster.start_controller()
+    check_done(run, undisturbed, starts=1)
+
+
+def test_a_step_that_fails(run: StageRun) -> None:
+    """A learning rate that drives the loss to infinity: a failure of its own, which no second attempt mends."""
+    run.overrides.append("training.learning_rate=1e30")
+    run.submit()
+    code, out, errors = run.end()
+    assert code == 2
+    assert f"{TRAIN}: FAILED, exit code 2" in out
+    assert "Lower training.learning_rate" in out
+    assert "Traceback" not in out + errors
+    check_next_step_never_began(run)
+    assert len(run.site.accounting(TRAIN, "JobID")) == 1
+
+
+def test_a_step_that_keeps_crashing(run: StageRun) -> None:
+    """Attempts that get no further are counted, and end."""
+    run.overrides += ["launch.retries=1"]
+    stage = run.stage
+    stage.mkdir(parents=True)
+    (stage / "steps.jsonl").mkdir()  # no message knows this one
+    run.submit()
+    code, out, _ = run.end()
+    assert code == 2
+    assert "2 attempts in a row have got no further (launch.retries=1)" in out
+    assert len(run.site.accounting(TRAIN, "JobID")) == 3
+    assert not (stage / ATTEMPTS).exists()
+    check_next_step_never_began(run)

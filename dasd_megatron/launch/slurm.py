@@ -49,7 +49,7 @@ def jobs_of(recipe: Recipe, steps: Mapping[str, Step], cluster: Cluster) -> list
     jobs: list[Job] = []
     ancestors: dict[str, set[str]] = {}
     for step in steps.values():
-        parents = [source.name for source in step.inputs.values() if isinstance(source, Step)]
+        parents = [source.name for source in step.inputs.values() if isinstance(source, Step) and source.name in steps]
         ancestors[step.name] = set(parents).union(*(ancestors[parent] for parent in parents))
         if step.done:
             continue

@@ -30,6 +30,7 @@ def follow(site: Site, recipe: Recipe, steps: Mapping[str, Step], ids: Mapping[s
         ids = {job.step: job.id for job in site.queue.active([job_prefix(recipe) + step for step in steps])}
         if not ids:
             raise UserError(f"{recipe.run_dir}: no job of {submission.id} is queued or running")
+    print(f"following {len(ids)} jobs of {submission.id}", flush=True)
     try:
         ended = Watch(site, steps, ids, job_prefix(recipe), submission.folder).until_ended()
     except KeyboardInterrupt:

@@ -29,7 +29,7 @@ class Site:
 
     def run(self, command: str) -> Result:
         """Runs a shell command there."""
-        result: Result = self._tunnel.run(command, hide=True, warn=True)
+        result: Result = self._tunnel.run(command, hide=True, warn=True, in_stream=False)
         return result
 
     def check_login(self) -> None:

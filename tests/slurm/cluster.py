@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -21,6 +20,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
+
+from tests import apt
 
 PACKAGES = ("slurm-wlm", "slurmdbd", "munge", "mariadb-server")
 PROGRAMS = ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd")
@@ -91,25 +92,7 @@ StorageLoc=slurm_acct_db
 
 def install() -> None:
     """Installs Slurm, munge and MariaDB where they are missing. Raises RuntimeError where that can't be done."""
-    if all(map(_program, PROGRAMS)):
-        return
-    if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        raise RuntimeError(f"a real Slurm needs {', '.join(PACKAGES)}; install them, or run as root with apt")
-    # Packages must not start services of their own.
-    policy = Path("/usr/sbin/policy-rc.d")
-    kept = policy.exists()
-    if not kept:
-        policy.write_text("#!/bin/sh\nexit 101\n")
-        policy.chmod(0o755)
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    try:
-        for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", *PACKAGES]):
-            done = subprocess.run(["apt-get", *command], env=environment, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"apt-get failed: {done.stderr[-2000:]}")
-    finally:
-        if not kept:
-            policy.unlink()
+    apt.install(PACKAGES, PROGRAMS)
 
 
 class Cluster:
@@ -144,7 +127,7 @@ class Cluster:
 
     def start_controller(self) -> None:
         """Starts slurmctld."""
-        self.run(_program("slurmctld"))
+        self.run(apt.program("slurmctld"))
 
     def kill_controller(self) -> None:
         """Ends slurmctld at once."""
@@ -152,7 +135,7 @@ class Cluster:
 
     def start_node(self, node: str, *wrapper: str) -> None:
         """Starts a node's slurmd; `wrapper`: a command that runs it, such as unshare."""
-        self.run(*wrapper, _program("slurmd"), "-N", node)
+        self.run(*wrapper, apt.program("slurmd"), "-N", node)
 
     def kill_daemon(self, node: str) -> None:
         """Ends a node's slurmd at once; what it started runs on."""
@@ -245,7 +228,7 @@ class Cluster:
             key.write_bytes(os.urandom(1024))
         run = self.folder / "run"
         self.run(
-            _program("munged"),
+            apt.program("munged"),
             "--force",
             f"--key-file={key}",
             f"--socket={run}/munge.sock",
@@ -269,14 +252,14 @@ class Cluster:
         arguments += ["--bind-address=127.0.0.1", f"--pid-file={self.folder}/run/mysqld.pid"]
         arguments += ["--innodb-buffer-pool-size=64M", "--innodb-lock-wait-timeout=900", "--performance-schema=off"]
         with (self.folder / "log" / "mysqld.log").open("wb") as log:
-            subprocess.Popen([str(_program("mariadbd")), *arguments], stdout=log, stderr=log, start_new_session=True)
+            subprocess.Popen([str(apt.program("mariadbd")), *arguments], stdout=log, stderr=log, start_new_session=True)
         client = ["mysql", "--no-defaults", "-S", str(sock)]
         self.wait_for(lambda: self.run(*client, "-e", "select 1") != "", "database")
         for host in ("127.0.0.1", "localhost"):
             self.run(*client, "-e", f"create user if not exists 'slurm'@'{host}' identified by 'slurm'")
             self.run(*client, "-e", f"grant all on slurm_acct_db.* to 'slurm'@'{host}'")
         self.run(*client, "-e", "create database if not exists slurm_acct_db")
-        self.run(_program("slurmdbd"))
+        self.run(apt.program("slurmdbd"))
         self.wait_for(lambda: bool(self.run("sacctmgr", "-n", "list", "user")), "accounting")
         for added in (
             ["cluster", "test"],
@@ -291,10 +274,6 @@ class Cluster:
             process = psutil.Process(int((self.folder / "run" / f"{name}.pid").read_text()))
             process.send_signal(number)
             process.wait(20)
-
-
-def _program(name: str) -> str | None:
-    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 
 
 def _open_files(process: psutil.Process) -> list[str]:

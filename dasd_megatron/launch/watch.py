@@ -111,8 +111,10 @@ class Watch:
         )
         if not path:
             return f"no log in {folder}: is that folder shared between the nodes? (NEMORUN_HOME chooses another)"
-        tail = self._site.run(f"tail -n {LOG_LINES} '{path}'").stdout.rstrip()
-        return f"end of {path}:\n" + "\n".join(f"    {line}" for line in tail.splitlines())
+        # What a step says of its own failure may stand above what the failure did to other ranks.
+        reasons = self._site.run(f"grep '^error: ' '{path}' | tail -n 3").stdout.splitlines()
+        tail = self._site.run(f"tail -n {LOG_LINES} '{path}'").stdout.rstrip().splitlines()
+        return "\n".join([*reasons, f"end of {path}:", *(f"    {line}" for line in tail)])
 
 
 def explanation(job: Job, group: str) -> str:
@@ -124,7 +126,7 @@ def explanation(job: Job, group: str) -> str:
         case "OUT_OF_MEMORY":
             return f"out of memory: raise {launch}.memory_per_node, or lower what the step holds"
         case "CANCELLED":
-            return f"cancelled by {job.reason}"
+            return f"cancelled {job.reason}"
         case "NODE_FAIL" | "BOOT_FAIL":
             return f"lost its node ({job.nodes}), and Slurm did not queue it again"
         case "PREEMPTED":

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.apt import install
+from tests.apt import install, program
 from tests.slurm.conftest import Site
 from tests.small_run import small_run
 
@@ -21,7 +21,7 @@ from tests.small_run import small_run
 def login_node(site: Site, tmp_path: Path) -> Iterator[dict[str, object]]:
     """An SSH server on this machine that lets one key in; the tunnel's settings."""
     try:
-        install({"sshd": "openssh-server", "rsync": "rsync"})
+        install(["openssh-server", "rsync"], ["sshd", "rsync"])
     except RuntimeError as error:
         pytest.skip(str(error))
     folder = tmp_path / "ssh"
@@ -36,8 +36,7 @@ def login_node(site: Site, tmp_path: Path) -> Iterator[dict[str, object]]:
         f"SetEnv SLURM_CONF={site.cluster.conf} PATH={os.environ['PATH']}\n"
     )
     Path("/run/sshd").mkdir(exist_ok=True)
-    sshd = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
-    server = subprocess.Popen([str(sshd), "-D", "-f", str(folder / "config"), "-E", str(folder / "log")])
+    server = subprocess.Popen([str(program("sshd")), "-D", "-f", str(folder / "config"), "-E", str(folder / "log")])
     # ssh asks about unknown hosts; the user's own files are left alone.
     wrapper = tmp_path / "bin" / "ssh"
     wrapper.parent.mkdir()

@@ -186,11 +186,10 @@ def check_next_stage_waited(run: StageRun) -> None:
 
 
 def test_a_node_that_is_set_down(run: StageRun, undisturbed: Path) -> None:
+    """Until its slurmd registers again."""
     run.submit()
     run.until_it_trains()
     run.site.cluster.run("scontrol", "update", "nodename=node2", "state=down", "reason=test")
-    run.until(lambda: run.site.cluster.states() == {"node1": "idle", "node2": "down"}, "free node")
-    run.site.cluster.run("scontrol", "update", "nodename=node2", "state=resume")
     check_done(run, undisturbed, starts=2)
 
 
@@ -256,7 +255,7 @@ def test_a_cancelled_step(run: StageRun, undisturbed: Path) -> None:
 
 
 def check_next_step_never_began(run: StageRun) -> None:
-    assert run.accounting(EXPORT, "Start") == ["None"]
+    assert not [start for start in run.accounting(EXPORT, "Start") if start != "None"]
     assert not run.steps[EXPORT].folder.exists()
 
 

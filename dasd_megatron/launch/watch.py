@@ -60,6 +60,7 @@ class Watch:
         self._site, self._steps, self._ids, self._folder = site, steps, ids, folder
         self._names = [prefix + step for step in ids]
         self._seen: dict[str, str] = {}
+        self._held: set[str] = set()
         self._away = False
 
     def until_ended(self) -> list[Job]:
@@ -89,6 +90,8 @@ class Watch:
 
     def _tell(self, job: Job) -> None:
         before = self._seen.get(job.id)
+        if job.state == "PENDING" and "held" in job.reason.lower():
+            self._tell_held(job)
         if job.state == before:
             return
         self._seen[job.id] = job.state
@@ -100,6 +103,12 @@ class Watch:
         if job.ended and job.state != SUCCEEDED:
             print(f"{job.step}: {explanation(job, group_of(self._steps[job.step].kind))}", flush=True)
             print(self._end_of_log(job), flush=True)
+
+    def _tell_held(self, job: Job) -> None:
+        """Nobody but a person lets such a job go."""
+        if job.id not in self._held:
+            self._held.add(job.id)
+            print(f"{job.step} (job {job.id}): held ({job.reason}); `scontrol release {job.id}` lets it go", flush=True)
 
     def _end_of_log(self, job: Job) -> str:
         folder = f"{self._folder}/{job.step}"

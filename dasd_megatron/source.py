@@ -23,11 +23,14 @@ SHIPPED = "SHIPPED.json"
 
 @cache
 def source_of_this_code() -> dict[str, Any] | None:
-    """`commit`, and the files `changed` since, of the code that runs; None where it comes from neither git nor a shipment."""
+    """`commit`, and the files `changed` since, of the code that runs; None where neither git nor a shipment says it."""
     if (ROOT / SHIPPED).is_file():
         shipped: dict[str, Any] = json.loads((ROOT / SHIPPED).read_text())
         return shipped
-    source = Source.of(ROOT)
+    try:
+        source = Source.of(ROOT)
+    except UserError:
+        return None
     return None if source is None else source.facts
 
 
@@ -45,14 +48,19 @@ class Source:
 
     @classmethod
     def of(cls, root: Path, besides: Sequence[Path] = ()) -> Source | None:
-        """The checkout at `root`, its changes not counting the files `besides`; None where there is none."""
+        """The checkout at `root`, its changes not counting the files `besides`; None where there is none.
+
+        Raises UserError where git can't read it.
+        """
         if not (root / ".git").exists():
             return None
         try:
             commit = _git(root, "rev-parse", "HEAD").strip()
             status = _git(root, "status", "--porcelain", "--untracked-files=all", "-z", "--no-renames")
-        except (OSError, subprocess.CalledProcessError):
-            return None
+        except OSError as error:
+            raise UserError(f"{root}: git, which says what is to be shipped, can't be run: {error}") from None
+        except subprocess.CalledProcessError as error:
+            raise UserError(f"{root}: git can't say what is to be shipped: {error.stderr.strip()}") from None
         files = {entry[3:] for entry in status.split("\0") if entry}
         others = {os.path.relpath(path.resolve(), root) for path in besides}
         return cls(root, commit, tuple(sorted(files - others)))
@@ -71,8 +79,8 @@ class Source:
         if self.changed:
             shown = ", ".join(self.changed[:10]) + (", ..." if len(self.changed) > 10 else "")
             raise UserError(
-                f"{self.root}: {len(self.changed)} files differ from the commit that would be shipped: {shown}; commit them, or "
-                "ship them as they are with --ship-changes"
+                f"{self.root}: these differ from the commit that would be shipped: {shown}; commit them, or ship them as they "
+                "are with --ship-changes"
             )
 
     def write(self, folder: Path) -> None:

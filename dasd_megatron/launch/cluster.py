@@ -16,8 +16,10 @@ from dasd_megatron.recipe.load import load_section
 from dasd_megatron.recipe.schema import NonNegative, Positive, Section
 
 Group = Literal["training", "sampling", "data"]
-Variable = Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")]
-_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY", re.IGNORECASE)
+Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+_SECRET = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|API_?KEY|ACCESS_KEY)(_|$)", re.IGNORECASE)
+# A variable that is set to something other than another variable.
+_SET = re.compile(r"\b([A-Za-z_]\w*)=[\"']?[^$\s\"']")
 # What the launcher itself decides.
 _OWN_FLAGS = {
     "account", "array", "dependency", "error", "gpus_per_node", "job_name", "kill_on_invalid_dep", "nodes", "ntasks_per_node",
@@ -79,10 +81,17 @@ class Cluster(Section):
                 raise ValueError(f"{name} looks like a secret, which belongs in no file: list its name under `secrets`")
         return environment
 
+    @field_validator("setup")
+    @classmethod
+    def _no_secret_in_setup(cls, setup: list[str]) -> list[str]:
+        cls._no_secret(dict.fromkeys((name for line in setup for name in _SET.findall(line)), ""))
+        return setup
+
     @field_validator("sbatch")
     @classmethod
     def _flags(cls, sbatch: dict[str, str | int | bool]) -> dict[str, str | int | bool]:
         flags = {name.replace("-", "_"): value for name, value in sbatch.items()}
+        cls._no_secret(dict.fromkeys(_SET.findall(str(flags.get("export", ""))), ""))
         for name in sorted(_OWN_FLAGS & set(flags)):
             raise ValueError(
                 f"{name} is set by the launcher; give it as a setting of its own, or in the recipe's launch section"

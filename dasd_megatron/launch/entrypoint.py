@@ -1,6 +1,7 @@
 """NeMo-Run's entry point: `nemorun dasd distil --yes recipe=RECIPE.yaml cluster=CLUSTER.yaml`."""
 
 # No `from __future__ import annotations`: NeMo-Run reads the annotations as types.
+import shlex
 from pathlib import Path
 
 import nemo_run as run
@@ -19,7 +20,9 @@ def distil(ctx: run.cli.RunContext, recipe: str, cluster: str, overrides: str = 
         cluster: the cluster file.
         overrides: settings that replace the recipe's, `key=value`, separated by spaces.
     """
-    request = Request(Path(recipe), overrides.split(), Path(cluster), dry_run=bool(ctx.dryrun), detach=bool(ctx.detach))
+    request = Request(
+        Path(recipe), shlex.split(overrides), Path(cluster), dry_run=bool(ctx.dryrun), detach=bool(ctx.detach)
+    )
     try:
         code = submit(request)
     except UserError as error:

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-VERDICT = "verdict"
+# In a job's folder: how its step stands, and a line for each attempt since the last one that got further.
+VERDICT, ATTEMPTS = "verdict", "attempts"
+# What the script exits with after too many attempts.
+TOO_MANY = 3
 
+# A node whose name means itself on it alone can be reached by that name from the others.
+_ADDRESS = """\
+case "$MASTER_ADDR" in 127.*) getent hosts "$head_node" > /dev/null && export MASTER_ADDR=$head_node ;; esac
+"""
+# NeMo-Run starts a step in its job's folder `code`, as a container sees it, too.
+_TREE = """\
+[ -L {folder}/code ] || {{ rmdir {folder}/code; ln -s {tree} {folder}/code; }}
+"""
 # `scontrol requeue` ends the script; the sleep keeps it from ending by itself before.
 _END = """\
-verdict={folder}/{VERDICT}
-rm -f "$verdict"
+rm -f {folder}/{VERDICT}
 end() {{
-    case "$(cat "$verdict" 2> /dev/null)" in
+    case "$(cat {folder}/{VERDICT} 2> /dev/null)" in
         done) exit 0 ;;
         failed) exit 2 ;;
         "") exit 1 ;;  # the step never began; the log says why
     esac
     # Told to stop before the time limit, or lost: the step goes on in a new allocation.
+    echo again >> {folder}/{ATTEMPTS}
+    [ "$(wc -l < {folder}/{ATTEMPTS})" -le {retries} ] || exit {TOO_MANY}
     scontrol requeue "$SLURM_JOB_ID" && sleep 600
     exit 75
 }}
@@ -27,17 +39,19 @@ trap 'trap - EXIT; exit 143' TERM
 """
 
 
-# NeMo-Run starts a step in its job's folder `code`, as a container sees it, too.
-_TREE = """\
-[ -L {folder}/code ] || {{ rmdir {folder}/code; ln -s {tree} {folder}/code; }}
-"""
+def setup_lines(
+    folder: str, tree: str | None, environment: Mapping[str, str], setup: Sequence[str], retries: int
+) -> str:
+    """Lines before the step's srun: variables, the site's own lines, the shipped tree as working directory, how the job ends.
 
-
-def setup_lines(folder: str, tree: str | None, setup: Sequence[str]) -> str:
-    """Lines before the step's srun: the site's own, the shipped tree as working directory, and how the job ends.
-
-    `folder`: the job's on the cluster; `tree`: None where none is shipped.
+    `folder`: the job's on the cluster; `tree`: None where none is shipped; `retries`: attempts in a row that may get no
+    further.
     """
     folder = shlex.quote(folder)
-    shipped = [] if tree is None else [_TREE.format(folder=folder, tree=shlex.quote(tree))]
-    return "\n".join([*setup, *shipped, _END.format(folder=folder, VERDICT=VERDICT)])
+    lines = [_ADDRESS, *(f"export {name}={shlex.quote(value)}" for name, value in environment.items())]
+    if setup:
+        lines += ["set -e", *setup, "set +e"]  # one that fails ends the job
+    if tree is not None:
+        lines.append(_TREE.format(folder=folder, tree=shlex.quote(tree)))
+    names = {"VERDICT": VERDICT, "ATTEMPTS": ATTEMPTS, "TOO_MANY": TOO_MANY}
+    return "\n".join([*lines, _END.format(folder=folder, retries=retries, **names)])

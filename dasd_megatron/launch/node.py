@@ -8,12 +8,14 @@ The first node leads: it holds the step's lock, and its verdict tells the job's 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -21,6 +23,8 @@ from typing import Never
 
 from dasd_megatron.artifacts.files import write_atomically, write_json
 from dasd_megatron.errors import Stopped, UserError
+from dasd_megatron.launch.job_script import ATTEMPTS
+from dasd_megatron.launch.lead import EarlyStop
 from dasd_megatron.launch.local import RANKS, RUN_STEP, publish
 from dasd_megatron.launch.process import child_options, passed_on
 from dasd_megatron.launch.replicas import start_replicas
@@ -30,8 +34,8 @@ from dasd_megatron.recipe.load import load_recipe
 from dasd_megatron.recipe.schema import Recipe
 from dasd_megatron.recipe.steps import ENGINE_KINDS, Step, steps_of
 
-# In a step's folder: how often in a row a job of it began where the one before had begun.
-ATTEMPTS = ".attempts.json"
+# In a job's folder: how far its step was when the latest attempt began.
+BEGAN = "began.json"
 # Ports of torchrun's rendezvous; jobs that share a node take different ones.
 FIRST_PORT, PORTS = 20_000, 10_000
 # What a step that failed for a reason of its own exits with; every rank and replica raises it.
@@ -45,9 +49,8 @@ def lead(recipe: Recipe, path: Path, step: Step, processes: int) -> str:
     """Runs the step, or the first node's ranks of it; returns the verdict."""
     if step.done:
         return DONE
-    count_attempt(step, recipe.launch.retries)
     if step.kind == "train":
-        code = _train(path, step, processes)
+        code = _train(path, step, processes, leads=True)
     else:
         code = _run([sys.executable, "-m", RUN_STEP, str(path), step.name, "--attempt", _attempt()], step)
     if not step.done:
@@ -60,7 +63,7 @@ def lead(recipe: Recipe, path: Path, step: Step, processes: int) -> str:
 def follow(path: Path, step: Step, processes: int) -> str:
     """Another node's ranks or replicas. Returns DONE unless they were lost, so that srun ends the job in that case alone."""
     if step.kind == "train":
-        return DONE if step.done or _train(path, step, processes) in EXIT_CODES.values() else AGAIN
+        return DONE if step.done or _train(path, step, processes, leads=False) in EXIT_CODES.values() else AGAIN
     if step.kind in ENGINE_KINDS:
         command = ["-m", RUN_STEP, str(path), step.name, "--replica", "--attempt", _attempt()]
         for replica in start_replicas(processes, step.execution, command):
@@ -68,22 +71,16 @@ def follow(path: Path, step: Step, processes: int) -> str:
     return DONE
 
 
-def count_attempt(step: Step, retries: int) -> None:
-    """Notes that a job begins. Raises UserError where `retries` jobs before it, one after another, got no further."""
-    path = step.folder / ATTEMPTS
+def forget_attempts(step: Step, job_folder: Path) -> None:
+    """Starts the job's count of attempts anew where the one before this got further than it had begun."""
     shards = len(list(step.folder.glob("*.parquet")))
     checkpoint = max((folder.name for folder in step.folder.glob("step-*")), default="")
-    mark, before = [shards, checkpoint], {}
-    if path.is_file():
-        before = json.loads(path.read_text())
-    without = before["without_progress"] + 1 if before.get("mark") == mark else 0
-    if without > retries:
-        path.unlink()  # whoever submits again has mended something
-        raise UserError(
-            f"{step.name}: {without} attempts in a row have got no further (launch.retries={retries}); see their logs; "
-            "where they reached the time limit, raise launch.*.time"
-        )
-    write_json(path, {"mark": mark, "without_progress": without})
+    now = {"shards": shards, "checkpoint": checkpoint}
+    began = job_folder / BEGAN
+    with contextlib.suppress(OSError, ValueError):  # absent at first, or cut off by a lost node
+        if json.loads(began.read_text()) != now:
+            (job_folder / ATTEMPTS).unlink(missing_ok=True)
+    write_json(began, now)
 
 
 def check_shared(recipe: Recipe, submission: str) -> None:
@@ -93,7 +90,7 @@ def check_shared(recipe: Recipe, submission: str) -> None:
         raise UserError(
             f"{recipe.run_dir}: not the run folder that this run was submitted with: {SUBMISSION} isn't there on "
             f"{socket.gethostname()}; choose a run_dir on a file system that all nodes mount (in containers: list it under "
-            "mounts of the cluster file)"
+            "mounts of the cluster file), or submit again if the file was deleted"
         )
     found = Submission.read(path).id
     if found != submission:
@@ -102,7 +99,7 @@ def check_shared(recipe: Recipe, submission: str) -> None:
         )
 
 
-def _train(path: Path, step: Step, processes: int) -> int:
+def _train(path: Path, step: Step, processes: int, leads: bool) -> int:
     nodes = os.environ["SLURM_NNODES"]
     where = ["--standalone"]
     if nodes != "1":
@@ -112,7 +109,11 @@ def _train(path: Path, step: Step, processes: int) -> int:
     command = [sys.executable, "-m", RANKS, *where, "--nproc-per-node", str(processes), "-m", RUN_STEP]
     in_child, environment = child_options()
     process: subprocess.Popen[bytes] | None = None
-    with passed_on(lambda: [process.pid] if process else []):
+    early: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+    if leads and "SLURM_JOB_END_TIME" in os.environ:  # the ranks of other nodes hear of it from this node's
+        ends = float(os.environ["SLURM_JOB_END_TIME"])
+        early = EarlyStop(step, ends, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+    with passed_on(lambda: [process.pid] if process else []), early:
         command += [str(path), step.name, "--attempt", _attempt()]
         environment["OMP_NUM_THREADS"] = str(step.execution["threads"])
         process = subprocess.Popen(command, env=environment, preexec_fn=in_child)
@@ -152,19 +153,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     leads = os.environ["SLURM_PROCID"] == "0"
     try:
-        if leads:
+        if leads and not args.verdict.exists():  # another node may have failed already
             _write(args.verdict, STARTED)
         recipe = load_recipe(args.recipe)
         check_shared(recipe, args.submission)
         step = find_step(steps_of(recipe), args.step, args.recipe)
-        verdict = (
-            lead(recipe, args.recipe, step, args.processes) if leads else follow(args.recipe, step, args.processes)
-        )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        if leads:
+            forget_attempts(step, args.verdict.parent)
+            verdict = lead(recipe, args.recipe, step, args.processes)
+        else:
+            verdict = follow(args.recipe, step, args.processes)
+    except Exception as error:
+        if isinstance(error, UserError):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        else:  # a defect of ours, or of the node: another attempt would only repeat it
+            traceback.print_exc()
         _write(args.verdict, FAILED)
         return FAILED_CODE
-    if leads:
+    if leads and args.verdict.read_text() != FAILED:
         _write(args.verdict, verdict)
     return EXIT_CODES[verdict]
 

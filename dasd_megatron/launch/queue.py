@@ -82,6 +82,15 @@ class Queue:
         out = self._ask(f"squeue --noheader --name={shlex.quote(','.join(names))} --format='%i|%j|%u|%T|%N|%r'")
         return [Job(i, name, user, state, 0, nodes, reason) for i, name, user, state, nodes, reason in _rows(out)]
 
+    def begun_since(self, names: Sequence[str], when: str) -> dict[str, str]:
+        """Ids, by step, of the latest jobs of these names that began after `when` (YYYY-MM-DD HH:MM:SS)."""
+        since = when.replace(" ", "T")
+        out = self._ask(
+            f"sacct --noheader --allocations --parsable2 --name={shlex.quote(','.join(names))} --starttime={since} "
+            "--format=JobID,JobName%100"
+        )
+        return {name.rpartition(".")[2]: id for id, name in _rows(out)}
+
     def jobs(self, ids: Sequence[str]) -> list[Job]:
         """These jobs as the accounting has them; one that was requeued, as it is now. Raises ControllerAway."""
         out = self._ask(

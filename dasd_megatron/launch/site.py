@@ -11,7 +11,7 @@ from paramiko import SSHException
 from dasd_megatron.errors import UserError
 from dasd_megatron.launch.cluster import Cluster
 from dasd_megatron.launch.queue import ControllerAway, Queue, Result
-from dasd_megatron.launch.slurm import Job, image_of, job_prefix, tunnel_of
+from dasd_megatron.launch.slurm import Job, image_of, job_prefix, tunnel_of, whole_nodes
 from dasd_megatron.launch.submission import SUBMISSION, Submission
 from dasd_megatron.recipe.resources import time_limit
 from dasd_megatron.recipe.schema import Recipe
@@ -59,6 +59,10 @@ class Site:
                 f"sbatch isn't installed on {self.host}, or not on its PATH: submit from a login node, or name one under "
                 "`tunnel` in the cluster file"
             )
+        if self.run("sacct --noheader --starttime=now").return_code:
+            raise UserError(
+                f"sacct doesn't answer on {self.host}; jobs can only be followed where Slurm keeps accounts (slurmdbd)"
+            )
         # Only names go over the line, and into this process's list.
         missing = [name for name in self.cluster.secrets if self.run(f'test -n "${{{name}}}"').return_code]
         if missing:
@@ -89,6 +93,7 @@ class Site:
             "gpus-per-node": resources.gpus_per_node or None,
             "cpus-per-task": resources.cpus_per_node,
             "mem": resources.memory_per_node,
+            **whole_nodes(resources),
             **{name.replace("_", "-"): value for name, value in self.cluster.sbatch.items()},
         }
         given = {name: value for name, value in flags.items() if value is not None and value is not False}
@@ -96,17 +101,20 @@ class Site:
 
     def check_free(self, recipe: Recipe, steps: Iterable[str]) -> None:
         """Raises UserError naming who submitted it where jobs of this run are queued or running."""
+        submission = self.submission(recipe)
+        # Those of the latest submission, too: a recipe that was changed may imply other steps.
+        names = {*steps, *(submission.jobs if submission else [])}
         try:
-            jobs = self.queue.active([job_prefix(recipe) + step for step in steps])
+            jobs = self.queue.active([job_prefix(recipe) + name for name in sorted(names)])
         except ControllerAway as error:
             raise UserError(
                 f"Slurm on {self.host} doesn't answer: {error}; nothing was submitted, try again later"
             ) from None
         if jobs:
-            submission = self.submission(recipe)
-            by = (
-                f"{submission.id} by {submission.user} from {submission.host}, {submission.time}" if submission else "a"
-            )
+            by = f"by {jobs[0].user}"
+            if submission is not None:
+                by = f"{submission.id} by {submission.user} from {submission.host}, {submission.time}"
+                by += "" if submission.jobs else "; it was interrupted before every job was submitted"
             shown = ", ".join(f"{job.id} {job.step} ({job.state}, {job.user})" for job in jobs[:5])
             raise UserError(
                 f"{recipe.run_dir}: this run is already submitted ({by}); {len(jobs)} of its jobs are queued or running: {shown}"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,10 +15,11 @@ import yaml
 from nemo_run.config import get_nemorun_home
 from rich.console import Console
 
-from dasd_megatron.artifacts.training_files import SAVES, STEPS
+from dasd_megatron.artifacts.hashing import hash_json
 from dasd_megatron.errors import UserError
 from dasd_megatron.launch.cluster import Cluster
 from dasd_megatron.launch.job_script import VERDICT, setup_lines
+from dasd_megatron.launch.lead import measured_lead
 from dasd_megatron.launch.shipment import RECIPE, TREE, Shipment
 from dasd_megatron.recipe.resources import JobResources, job_resources, time_limit
 from dasd_megatron.recipe.schema import Recipe
@@ -29,8 +28,8 @@ from dasd_megatron.recipe.steps import Step
 NODE = "dasd_megatron.launch.node"
 # Inside a container, where NeMo-Run mounts a job's own folder; outside it writes that folder's path in its place.
 JOB_FOLDER = "/nemo_run"
-# The lead of the signal before the time limit, as a multiple of the longest step and the longest save so far.
-LEAD_MARGIN = 1.5
+# Seconds before the time limit when steps other than training are stopped: what they finished is on disk.
+SHORT_LEAD = 30
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Job:
 
 def jobs_of(recipe: Recipe, steps: Mapping[str, Step], cluster: Cluster) -> list[Job]:
     """Jobs of the steps that aren't done. Raises UserError where the cluster can't give what one needs."""
-    lead = max(recipe.launch.lead_seconds, *map(measured_lead, steps.values()))
+    measured = max(0, *map(measured_lead, steps.values()))
     jobs: list[Job] = []
     ancestors: dict[str, set[str]] = {}
     for step in steps.values():
@@ -54,10 +53,11 @@ def jobs_of(recipe: Recipe, steps: Mapping[str, Step], cluster: Cluster) -> list
         if step.done:
             continue
         resources = job_resources(recipe, step, cluster.gpus_per_node)
+        lead = max(recipe.launch.lead_seconds, measured) if step.kind == "train" else SHORT_LEAD
         if lead >= resources.time:
             raise UserError(
-                f"{step.name}: the time limit {time_limit(resources.time)} is no longer than launch.lead_seconds={lead}; raise "
-                f"launch.{resources.group}.time"
+                f"{step.name}: the time limit {time_limit(resources.time)} is no longer than the {lead} seconds that it is told "
+                f"to stop before; raise launch.{resources.group}.time"
             )
         # A job that waits for another needn't wait for what that one waits for.
         implied = set().union(*(ancestors[parent] for parent in parents))
@@ -66,21 +66,9 @@ def jobs_of(recipe: Recipe, steps: Mapping[str, Step], cluster: Cluster) -> list
     return jobs
 
 
-def measured_lead(step: Step) -> int:
-    """Seconds that the signal must come before the time limit, by what a training stage's steps and saves took so far."""
-    if step.kind != "train" or step.elsewhere:
-        return 0
-    longest = [
-        max((json.loads(line)["seconds"] for line in path.read_text().splitlines() if line.endswith("}")), default=0.0)
-        for path in (step.folder / STEPS, step.folder / SAVES)
-        if path.is_file()
-    ]
-    return math.ceil(LEAD_MARGIN * sum(longest))
-
-
 def job_prefix(recipe: Recipe) -> str:
-    """What the names of this run's jobs begin with: the recipe's name, and its run folder's hash."""
-    return f"{recipe.name}-{hashlib.sha256(str(recipe.run_dir).encode()).hexdigest()[:8]}."
+    """What the names of this run's jobs begin with: by the run folder alone, which no two submissions may share."""
+    return f"{re.sub('[^A-Za-z0-9_-]', '_', recipe.run_dir.name)}-{hash_json(str(recipe.run_dir))[:8]}."
 
 
 def experiments_folder(cluster: Cluster) -> str:
@@ -118,10 +106,10 @@ def build(
     built.console = Console(quiet=True)
     shipment = Shipment(recipe=recipe_text(recipe), tree=ships_tree)
     folder = experiment_folder(cluster, recipe, experiment)
-    if not cluster.images and JOB_FOLDER in folder:
+    if re.search(r"\s", folder) or (not cluster.images and JOB_FOLDER in folder):
         raise UserError(
-            f"{folder}: NeMo-Run would take {JOB_FOLDER} in this path for a job's own folder; choose another NEMORUN_HOME, or "
-            "another tunnel.job_dir"
+            f"{folder}: NeMo-Run can't work in a folder with white space or {JOB_FOLDER} in its path; choose another "
+            "NEMORUN_HOME, or another tunnel.job_dir"
         )
     with built:
         for job in jobs:
@@ -150,7 +138,7 @@ def _executor(recipe: Recipe, job: Job, cluster: Cluster, folder: str, shipment:
     resources = job.resources
     image = image_of(job, cluster)
     tree = f"{folder}/{TREE}" if shipment.tree else None
-    parameters: dict[str, Any] = {"kill_on_invalid_dep": "yes", **cluster.sbatch}
+    parameters: dict[str, Any] = {"kill_on_invalid_dep": "yes", **whole_nodes(resources), **cluster.sbatch}
     if cluster.reservation is not None:
         parameters["reservation"] = cluster.reservation
     return run.SlurmExecutor(
@@ -168,16 +156,25 @@ def _executor(recipe: Recipe, job: Job, cluster: Cluster, folder: str, shipment:
         container_mounts=[] if image is None else [f"{folder}:{folder}", *cluster.mounts],
         additional_parameters=parameters,
         srun_args=["--wait=0"],  # nodes that are ready earlier don't end the others
-        env_vars={
-            "MASTER_ADDR": "${head_node_ip%% *}",
-            **{name: shlex.quote(value) for name, value in cluster.environment.items()},
-        },
-        setup_lines=setup_lines(f"{folder}/{job.step.name}", tree, cluster.setup),
+        env_vars={"MASTER_ADDR": "${head_node_ip%% *}"},
+        setup_lines=setup_lines(
+            f"{folder}/{job.step.name}", tree, cluster.environment, cluster.setup, recipe.launch.retries
+        ),
         tunnel=tunnel_of(cluster),
         packager=shipment,
         monitor_group_job=False,
         poll_estimated_start_time=False,
     )
+
+
+def whole_nodes(resources: JobResources) -> dict[str, Any]:
+    """sbatch's parameters by which a job with GPUs has its nodes' CPUs and memory to itself; empty where it says how much.
+
+    Slurm would give it one CPU, and that one's share of the memory.
+    """
+    if not resources.gpus_per_node or resources.cpus_per_node is not None:
+        return {}
+    return {"exclusive": True, **({} if resources.memory_per_node else {"mem": "0"})}
 
 
 def image_of(job: Job, cluster: Cluster) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ class Submission:
         id: NeMo-Run's name of the experiment.
         folder: the experiment's folder on the cluster: scripts, code and logs.
         source: commit and changed files that were shipped; None where nothing was.
+        jobs: ids by step; empty until all of them are submitted.
     """
 
     id: str
@@ -28,6 +29,7 @@ class Submission:
     time: str
     folder: str
     source: dict[str, Any] | None
+    jobs: dict[str, str] = field(default_factory=dict)
 
     def text(self) -> str:
         """As the file holds it."""

@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dasd_megatron.artifacts.files import lock
@@ -74,10 +74,10 @@ def submit(request: Request) -> int:
     with _submitting(recipe, cluster):
         site.check_free(recipe, steps)
         site.check_jobs(jobs)
-        ids = _submit(recipe, jobs, site, source)
+        _submit(recipe, jobs, site, source)
     if request.detach:
         return 0
-    code = follow(site, recipe, chosen, ids)
+    code = follow(site, recipe, chosen)
     if code == 0 and not request.only and cluster.tunnel is None:
         print_summary(recipe)
     return code
@@ -93,6 +93,10 @@ def with_absolute_paths(recipe: Recipe, cluster: Cluster) -> Recipe:
             raise UserError(f"{key}={path}: give an absolute path on {cluster.tunnel.host}")
         return Path(os.path.abspath(path))
 
+    run_dir = absolute("run_dir", recipe.run_dir)
+    if run_dir is not None and cluster.tunnel is None:
+        run_dir = run_dir.resolve()  # jobs go by its name, however it is reached
+
     def section(name: str, key: str) -> object:
         return getattr(recipe, name).model_copy(
             update={key: absolute(f"{name}.{key}", getattr(getattr(recipe, name), key))}
@@ -104,7 +108,7 @@ def with_absolute_paths(recipe: Recipe, cluster: Cluster) -> Recipe:
     }
     return recipe.model_copy(
         update={
-            "run_dir": absolute("run_dir", recipe.run_dir),
+            "run_dir": run_dir,
             "teacher": section("teacher", "model"),
             "student": section("student", "model"),
             "prompts": recipe.prompts.model_copy(update=prompts),
@@ -127,7 +131,7 @@ def chosen_steps(steps: Mapping[str, Step], names: Sequence[str], recipe: Path) 
 
 
 def _submitting(recipe: Recipe, cluster: Cluster) -> AbstractContextManager[None]:
-    """Holds the lock that keeps two submissions, or a submission and a local run, of one run folder apart."""
+    """Holds the lock that keeps two submissions of one run folder, or one and a local run that goes on, apart."""
     busy = f"{recipe.run_dir}: another process is running or submitting this recipe; wait for it, or choose another run_dir"
     if cluster.tunnel is None:
         return lock(recipe.run_dir / ".lock", busy)
@@ -142,27 +146,37 @@ def _source(request: Request) -> Source | None:
     return source
 
 
-def _submit(recipe: Recipe, jobs: Sequence[Job], site: Site, source: Source | None) -> dict[str, str]:
-    """Ids of the submitted jobs, by step. None is left in the queue where one of them can't be submitted."""
+def _submit(recipe: Recipe, jobs: Sequence[Job], site: Site, source: Source | None) -> None:
+    """Submits the jobs and records them. None is left in the queue where one can't be submitted, or Ctrl-C comes between."""
     experiment = f"{recipe.name}_{time.time_ns()}"
     folder = experiment_folder(site.cluster, recipe, experiment)
     when = time.strftime("%Y-%m-%d %H:%M:%S")
     facts = None if source is None else source.facts
-    site.record(recipe, Submission(experiment, getpass.getuser(), socket.gethostname(), when, folder, facts))
+    submission = Submission(experiment, getpass.getuser(), socket.gethostname(), when, folder, facts)
+    site.record(recipe, submission)
     built = build(recipe, jobs, site.cluster, experiment, ships_tree=source is not None)
     try:
         with built:
             built.run(detach=True)
-    except Exception as error:
-        site.queue.cancel([_id(job.handle) for job in built.jobs if job.handle])
+    except KeyboardInterrupt:
+        _cancel(recipe, jobs, site)
+        raise UserError("interrupted; the jobs submitted so far were cancelled") from None
+    except Exception as error:  # NeMo-Run has none of its own for it
+        _cancel(recipe, jobs, site)
         sbatch = getattr(error, "result", None)
         reason = str(error if sbatch is None else sbatch.stderr).strip()
         raise UserError(f"the jobs can't be submitted: {reason}; those submitted before were cancelled") from error
     ids = {job.id: _id(job.handle) for job in built.jobs}
+    site.record(recipe, replace(submission, jobs=ids))
     print(f"shipped: {source or 'nothing; the nodes use the dasd-megatron installed there'}")
     print(f"submitted {len(ids)} jobs as {experiment}; scripts and logs: {folder}")
     print(f"  nemorun experiment status {experiment}")
-    return ids
+
+
+def _cancel(recipe: Recipe, jobs: Sequence[Job], site: Site) -> None:
+    """Ends what a submission has put into the queue: nothing else of the run was there before."""
+    names = [job_prefix(recipe) + job.step.name for job in jobs]
+    site.queue.cancel([job.id for job in site.queue.active(names)])
 
 
 def _id(handle: str) -> str:

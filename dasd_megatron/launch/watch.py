@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from dasd_megatron.errors import UserError
+from dasd_megatron.launch.job_script import TOO_MANY
 from dasd_megatron.launch.queue import SUCCEEDED, ControllerAway, Job
 from dasd_megatron.launch.site import Site
 from dasd_megatron.launch.slurm import job_prefix
@@ -21,36 +22,38 @@ LOG_LINES = 25
 CANCELLED_WITH_ANOTHER = "DependencyNeverSatisfied"
 
 
-def follow(site: Site, recipe: Recipe, steps: Mapping[str, Step], ids: Mapping[str, str] | None = None) -> int:
-    """Follows the jobs `ids` (by step), or those of the run that are queued or running. Returns the exit code."""
+def follow(site: Site, recipe: Recipe, steps: Mapping[str, Step]) -> int:
+    """Follows the jobs of the run's latest submission, as far as they are of `steps`. Returns the exit code."""
     submission = site.submission(recipe)
     if submission is None:
         raise UserError(f"{recipe.run_dir}: nothing was submitted")
-    if ids is None:
-        ids = {job.step: job.id for job in site.queue.active([job_prefix(recipe) + step for step in steps])}
-        if not ids:
-            raise UserError(f"{recipe.run_dir}: no job of {submission.id} is queued or running")
+    prefix = job_prefix(recipe)
+    found = submission.jobs or site.queue.begun_since([prefix + step for step in steps], submission.time)
+    ids = {step: id for step, id in found.items() if step in steps}
     print(f"following {len(ids)} jobs of {submission.id}", flush=True)
     try:
-        ended = Watch(site, steps, ids, job_prefix(recipe), submission.folder).until_ended()
+        ended = Watch(site, steps, ids, prefix, submission.folder).until_ended() if ids else []
     except KeyboardInterrupt:
-        print(
-            "\nthe jobs go on; --watch follows them again, and this cancels them:\n  scancel " + " ".join(ids.values())
-        )
+        print("\nthe jobs go on; --watch follows them again, and this cancels them:")
+        print(f"  scancel {' '.join(ids.values())}")
         return 130
     failed = [job for job in ended if job.state != SUCCEEDED]
-    if not failed:
-        print(f"every step is done: {recipe.run_dir}")
-        return 0
-    own = [job.step for job in failed if not _was_waiting(job)]
-    waited = [job.step for job in failed if _was_waiting(job)]
-    print(
-        f"error: {', '.join(own) or 'a step'} did not succeed (see above)"
-        + (f"; cancelled with it: {', '.join(waited)}" if waited else "")
-        + "; the same command goes on from here",
-        file=sys.stderr,
-    )
-    return 2
+    left = [name for name, step in steps.items() if not step.elsewhere and not step.done]
+    if failed:
+        own = [job.step for job in failed if not _was_waiting(job)]
+        waited = [job.step for job in failed if _was_waiting(job)]
+        print(
+            f"error: {', '.join(own) or 'a step'} did not succeed (see above)"
+            + (f"; cancelled with it: {', '.join(waited)}" if waited else "")
+            + "; the same command goes on from here",
+            file=sys.stderr,
+        )
+        return 2
+    if not submission.jobs:
+        print(f"error: {submission.id} was interrupted before every job was submitted; submit again", file=sys.stderr)
+        return 2
+    print(f"{len(steps) - len(left)} of {len(steps)} steps are done: {recipe.run_dir}")
+    return 0
 
 
 class Watch:
@@ -121,8 +124,9 @@ class Watch:
         if not path:
             return f"no log in {folder}: is that folder shared between the nodes? (NEMORUN_HOME chooses another)"
         # What a step says of its own failure may stand above what the failure did to other ranks.
-        reasons = self._site.run(f"grep '^error: ' '{path}' | tail -n 3").stdout.splitlines()
         tail = self._site.run(f"tail -n {LOG_LINES} '{path}'").stdout.rstrip().splitlines()
+        reasons = self._site.run(f"grep '^error: ' '{path}' | tail -n 3").stdout.splitlines()
+        reasons = [reason for reason in reasons if reason not in tail]
         return "\n".join([*reasons, f"end of {path}:", *(f"    {line}" for line in tail)])
 
 
@@ -140,6 +144,12 @@ def explanation(job: Job, group: str) -> str:
             return f"lost its node ({job.nodes}), and Slurm did not queue it again"
         case "PREEMPTED":
             return "pre-empted, and not queued again"
+        case "FAILED" if job.exit_code == TOO_MANY:
+            return "too many attempts in a row got no further (launch.retries); the last one's log:"
+        case "FAILED" if job.exit_code == 2:
+            return "failed, for the reason in its log:"
+        case "FAILED" if job.exit_code == 1:
+            return "its node could not begin it (image, interpreter, mounts, a line of setup):"
         case "FAILED" if job.exit_code == 75:
             return "stopped to be queued again, which Slurm refused (see the job's sbatch log)"
     return f"{job.state}, exit code {job.exit_code}"

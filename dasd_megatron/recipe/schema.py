@@ -19,7 +19,7 @@ NonNegative = Annotated[int, Field(ge=0, strict=True)]
 Temperature = Annotated[float, Field(ge=0, le=10)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 # Slurm's days-hours:minutes:seconds. YAML 1.1 reads an unquoted 04:00:00 as a number, so it has to be quoted.
-TimeLimit = Annotated[str, Field(pattern=r"^(\d+-)?\d{1,2}:\d{2}:\d{2}$")]
+TimeLimit = Annotated[str, Field(pattern=r"^(\d+-)?\d+:[0-5]\d:[0-5]\d$")]
 
 
 class Section(BaseModel):
@@ -298,8 +298,9 @@ class Resources(Section):
     nodes: Positive | None = None
     # By default the cluster's; 0 for data steps.
     gpus_per_node: NonNegative | None = None
+    # By default a job with GPUs has its nodes' CPUs and memory to itself, another what its partition gives.
     cpus_per_node: Positive | None = None
-    # As Slurm writes it, for example 512G; by default what the partition gives.
+    # As Slurm writes it, for example 512G.
     memory_per_node: str | None = None
     # Slurm's limit. A step that reaches it is saved, and queued again until it is done.
     time: TimeLimit = "04:00:00"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -135,6 +136,68 @@ def test_refused_by_the_cluster(site: Site, tmp_path: Path, settings: dict[str, 
     assert not queued(site)
 
 
+def test_watching_tells_how_it_ended(site: Site, tmp_path: Path) -> None:
+    """A detached run that failed, the morning after; a new submission starts its count of attempts anew."""
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"input": \n')
+    run = [*small_run(tmp_path / "run"), *PROMPTS, f"prompts.test.path={bad}"]
+    code, out, errors = site.finish(*run, "--detach")
+    assert code == 0, out + errors
+    site.cluster.wait_for(lambda: not queued(site), "end of the job")
+    code, out, errors = site.finish(*run, "--watch")
+    assert code == 2
+    assert "prompts_test: failed, for the reason in its log:" in out
+    assert "line 1: not valid JSON" in out
+    assert "error: prompts_test did not succeed" in errors
+
+
+def test_a_submission_that_is_interrupted(site: Site, tmp_path: Path, recorded_sbatch: Path) -> None:
+    """Ctrl-C between two jobs leaves none of them; kill -9 leaves some, which are found and named."""
+    run = small_run(tmp_path / "run")
+    for number in (signal.SIGINT, signal.SIGKILL):
+        recorded_sbatch.unlink(missing_ok=True)
+        process = site.launch(*run)
+        while not recorded_sbatch.exists() or recorded_sbatch.read_text().count("--parsable") < 4:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        process.send_signal(number)
+        out, errors = process.communicate(timeout=60)
+        if number == signal.SIGINT:
+            assert (process.returncode, "interrupted; the jobs submitted so far were cancelled" in errors) == (2, True)
+            site.cluster.wait_for(lambda: not queued(site), "empty queue")
+    left = queued(site)
+    assert left
+    code, out, errors = site.finish(*run)
+    check_refused(code, out, errors, "it was interrupted before every job was submitted")
+    site.cluster.run("scancel", *left)
+
+
+def test_a_run_folder_by_another_name(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    site.settings["sbatch"] = {"hold": True}
+    code, out, errors = site.finish(*small_run(tmp_path / "run"), *PROMPTS, "--detach")
+    assert code == 0, out + errors
+    code, out, errors = site.finish(*small_run(tmp_path / "link"), *PROMPTS, "name=other")
+    check_refused(code, out, errors, "already submitted")
+
+
+def test_a_line_of_setup_that_fails(site: Site, tmp_path: Path) -> None:
+    site.settings["setup"] = ["module-that-is-absent load cuda"]
+    code, out, errors = site.finish(*small_run(tmp_path / "run"), *PROMPTS)
+    assert code == 2, out + errors
+    assert "module-that-is-absent: command not found" in out
+    assert not list((tmp_path / "run").glob("artifacts/*/COMPLETE"))
+
+
+def test_git_that_refuses_the_clone(site: Site, tmp_path: Path) -> None:
+    """Another user's clone: nothing is shipped silently in its place."""
+    site.environment["GIT_TEST_ASSUME_DIFFERENT_OWNER"] = "1"
+    code, out, errors = site.finish(*small_run(tmp_path / "run"), *PROMPTS)
+    check_refused(code, out, errors, "git can't say what is to be shipped: fatal: detected dubious ownership")
+    assert not queued(site)
+
+
 def test_a_run_folder_that_nodes_do_not_share(site: Site, tmp_path: Path) -> None:
     """node1 has a file system of its own in its place."""
     folder = tmp_path / "run"
@@ -199,7 +262,7 @@ def test_changes_are_refused_or_named(site: Site, tmp_path: Path) -> None:
         done.returncode,
         done.stdout,
         done.stderr,
-        f"2 files differ from the commit that would be shipped: {changed}; commit",
+        f"these differ from the commit that would be shipped: {changed}; commit",
     )
     done = subprocess.run(
         [*command, "--ship-changes"], cwd=clone, env=environment, capture_output=True, text=True, timeout=120

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import subprocess
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from dasd_megatron.errors import UserError
 from dasd_megatron.launch.cluster import Cluster, load_cluster
+from dasd_megatron.launch.lead import EarlyStop, measured_lead
 from dasd_megatron.launch.print_plan import scripts
-from dasd_megatron.launch.slurm import jobs_of, measured_lead
+from dasd_megatron.launch.slurm import jobs_of
 from dasd_megatron.launch.submit import with_absolute_paths
 from dasd_megatron.recipe.load import load_recipe
 from dasd_megatron.recipe.resources import job_resources, seconds, time_limit
@@ -69,7 +72,7 @@ def test_scripts_ask_for_what_the_recipe_and_the_cluster_file_say() -> None:
     for script in (train, sample, data):
         assert "#SBATCH --account=research" in script
         assert "#SBATCH --kill-on-invalid-dep=yes" in script
-        assert "#SBATCH --signal=USR1@300" in script
+        assert f"#SBATCH --signal=USR1@{300 if script is train else 30}" in script
         assert "--container-mounts /lustre/me/.nemo_run/experiments/toy/toy_TIME:" in script
         assert ",/lustre:/lustre," in script
         assert "HF_TOKEN" not in script
@@ -77,7 +80,11 @@ def test_scripts_ask_for_what_the_recipe_and_the_cluster_file_say() -> None:
     assert "--container-image /lustre/images/dasd-sampling.sqsh" in sample
     assert "#SBATCH --gpus-per-node=8" in train
     assert "#SBATCH --gpus-per-node=8" in sample
+    assert "#SBATCH --exclusive" in train
+    assert "#SBATCH --mem=0" in sample
+    assert "export NCCL_IB_HCA=mlx5" in train
     assert "gpus" not in data
+    assert "exclusive" not in data
     assert "#SBATCH --partition=cpu" in data
     assert "#SBATCH --mem=64G" in data
     assert "#SBATCH --nodes=2" in train
@@ -102,15 +109,24 @@ def test_nodes_follow_the_layout() -> None:
         (["launch.training.nodes=3"], "16 ranks (parallel: data=16) don't fit on 3 nodes with 8 GPUs each"),
         (["launch.training.nodes=1"], "16 ranks (parallel: data=16) don't fit on 1 nodes with 8 GPUs each"),
         (["engine.tensor_parallel=16"], "engine.tensor_parallel=16 needs as many GPUs in a node, not 8"),
-        (["launch.sampling.time='00:04:00'"], "the time limit 00:04:00 is no longer than launch.lead_seconds=300"),
+        (
+            ["launch.training.time='00:04:00'"],
+            "00:04:00 is no longer than the 300 seconds that it is told to stop before",
+        ),
+        (["launch.data.time='00:00:30'"], "00:00:30 is no longer than the 30 seconds that it is told to stop before"),
+        (["launch.steps={sample: {nodes: 2}}"], "launch.steps.sample: no such step; steps: prompts_test"),
         (["launch.data.image=other"], "the cluster file lists no image 'other' (images: training, sampling)"),
     ],
 )
 def test_refusals(overrides: list[str], message: str) -> None:
-    steps, recipe = steps_and_recipe(*overrides)
     cluster = load_cluster(EXAMPLE)
+
+    def make() -> dict[str, str]:
+        steps, recipe = steps_and_recipe(*overrides)
+        return scripts(recipe, jobs_of(recipe, steps, cluster), cluster)
+
     with pytest.raises(UserError) as raised:
-        scripts(recipe, jobs_of(recipe, steps, cluster), cluster)
+        make()
     assert message in str(raised.value)
 
 
@@ -123,6 +139,8 @@ def test_refusals(overrides: list[str], message: str) -> None:
             "account: a\npartition: p\nenvironment: {HF_TOKEN: x}\n",
             "HF_TOKEN looks like a secret, which belongs in no file",
         ),
+        ("account: a\npartition: p\nsetup: [export HF_TOKEN=hf_x]\n", "HF_TOKEN looks like a secret"),
+        ("account: a\npartition: p\nsbatch: {export: HF_TOKEN=x}\n", "HF_TOKEN looks like a secret"),
         ("account: a\npartition: p\nsbatch: {dependency: x}\n", "dependency is set by the launcher"),
         ("account: a\npartition: p\nmounts: [/x]\n", "mounts need images"),
         ("account: a\npartition: p\nimages: {a: b}\nmounts: [x]\n", "x: write /path, or /path/on/node:/path/inside"),
@@ -138,8 +156,22 @@ def test_cluster_file_refusals(tmp_path: Path, text: str, message: str) -> None:
     assert str(path) in str(raised.value)
 
 
-def test_home_that_nemo_run_would_rewrite(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nemo_run.config._NEMORUN_HOME", "/lustre/me/nemo_run")
+def test_variables_are_text_whatever_their_case(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(
+        "account: a\npartition: p\nsetup: ['export HF_HOME=$HF_TOKEN_DIR']\n"
+        "environment: {TOKENIZERS_PARALLELISM: 'false', http_proxy: 'a b', OMP_NUM_THREADS: 8}\n"
+    )
+    cluster = load_cluster(path)
+    assert cluster.environment == {"TOKENIZERS_PARALLELISM": "false", "http_proxy": "a b", "OMP_NUM_THREADS": "8"}
+    steps, recipe = steps_and_recipe("parallel.data=2")
+    script = scripts(recipe, jobs_of(recipe, steps, cluster), cluster)["report"]
+    assert "export http_proxy='a b'\nexport OMP_NUM_THREADS=8\nset -e\nexport HF_HOME=$HF_TOKEN_DIR\nset +e\n" in script
+
+
+@pytest.mark.parametrize("home", ["/lustre/me/nemo_run", "/lustre/my home"])
+def test_home_that_nemo_run_cannot_work_in(monkeypatch: pytest.MonkeyPatch, home: str) -> None:
+    monkeypatch.setattr("nemo_run.config._NEMORUN_HOME", home)
     steps, recipe = steps_and_recipe()
     cluster = Cluster(account="a", partition="p")
     with pytest.raises(UserError, match="choose another NEMORUN_HOME"):
@@ -156,7 +188,21 @@ def test_the_signals_lead_follows_what_steps_and_saves_took(tmp_path: Path) -> N
     (stage.folder / "saves.jsonl").write_text('{"step": 1, "seconds": 210.0}\n')
     assert measured_lead(stage) == 450
     cluster = load_cluster(EXAMPLE)
-    assert {job.lead_seconds for job in jobs_of(recipe, steps, cluster)} == {450}
+    for job in jobs_of(recipe, steps, cluster):
+        assert job.lead_seconds == (450 if job.step.kind == "train" else 30)
+
+
+def test_a_first_stage_is_stopped_by_what_it_has_shown_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm's signal was timed at submission, before any save was known."""
+    monkeypatch.setattr("dasd_megatron.launch.lead.POLL", 0.01)
+    steps, _ = steps_and_recipe(f"run_dir={tmp_path}")
+    stage = steps["train_low_temperature"]
+    stopped = threading.Event()
+    with EarlyStop(stage, time.time() + 100, stopped.set):
+        assert not stopped.wait(0.1)
+        stage.folder.mkdir(parents=True)
+        (stage.folder / "saves.jsonl").write_text('{"step": 1, "seconds": 70.0}\n')
+        assert stopped.wait(5)
 
 
 def test_jobs_wait_for_what_they_read_and_nothing_else() -> None:
@@ -172,6 +218,7 @@ def test_jobs_wait_for_what_they_read_and_nothing_else() -> None:
 def test_time_limits_are_slurms() -> None:
     for text in ("00:01:00", "23:59:59", "2-01:00:00"):
         assert time_limit(seconds(text)) == text
+    assert time_limit(seconds("100:00:00")) == "4-04:00:00"
     assert seconds("1-00:00:01") == 86_401
 
 
@@ -181,7 +228,7 @@ def test_elsewhere_nothing_is_checked_here() -> None:
     assert not any(step.done for step in steps.values())
     tunnel = {"host": "login", "user": "me", "job_dir": "/cluster/jobs"}
     cluster = Cluster.model_validate({"account": "a", "partition": "p", "gpus_per_node": 2, "tunnel": tunnel})
-    with pytest.raises(UserError, match=r"path=examples/toy/train\.jsonl: give an absolute path on login"):
+    with pytest.raises(UserError, match="run_dir=runs/toy: give an absolute path on login"):
         with_absolute_paths(recipe, cluster)
     made = scripts(recipe, jobs_of(recipe, steps, cluster), cluster)
     assert "#SBATCH --output=/cluster/jobs/toy/toy_TIME/report/" in made["report"]

@@ -51,7 +51,9 @@ def test_accounting_lines() -> None:
         ("NODE_FAIL", 0, "lost its node (node1), and Slurm did not queue it again"),
         ("PREEMPTED", 0, "pre-empted, and not queued again"),
         ("FAILED", 75, "stopped to be queued again, which Slurm refused"),
-        ("FAILED", 2, "FAILED, exit code 2"),
+        ("FAILED", 3, "too many attempts in a row got no further"),
+        ("FAILED", 2, "failed, for the reason in its log"),
+        ("FAILED", 1, "its node could not begin it"),
     ],
 )
 def test_every_end_has_its_explanation(state: str, exit_code: int, message: str) -> None:

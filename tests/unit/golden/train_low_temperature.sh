@@ -6,13 +6,15 @@
 
 # Parameters
 #SBATCH --account=research
+#SBATCH --exclusive
 #SBATCH --gpus-per-node=8
-#SBATCH --job-name=toy-987ed254.train_low_temperature
+#SBATCH --job-name=toy-f1871e02.train_low_temperature
 #SBATCH --kill-on-invalid-dep=yes
+#SBATCH --mem=0
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
 #SBATCH --open-mode=append
-#SBATCH --output=/lustre/me/.nemo_run/experiments/toy/toy_TIME/train_low_temperature/sbatch_toy-987ed254.train_low_temperature_%j.out
+#SBATCH --output=/lustre/me/.nemo_run/experiments/toy/toy_TIME/train_low_temperature/sbatch_toy-f1871e02.train_low_temperature_%j.out
 #SBATCH --partition=gpu
 #SBATCH --signal=USR1@300
 #SBATCH --time=08:00:00
@@ -33,18 +35,21 @@ head_node=${nodes_array[0]}
 head_node_ip=$(srun --nodes=1 --ntasks=1 -w "$head_node" hostname --ip-address)
 
 export MASTER_ADDR=${head_node_ip%% *}
+case "$MASTER_ADDR" in 127.*) getent hosts "$head_node" > /dev/null && export MASTER_ADDR=$head_node ;; esac
+
 export NCCL_IB_HCA=mlx5
 [ -L /lustre/me/.nemo_run/experiments/toy/toy_TIME/train_low_temperature/code ] || { rmdir /lustre/me/.nemo_run/experiments/toy/toy_TIME/train_low_temperature/code; ln -s /lustre/me/.nemo_run/experiments/toy/toy_TIME/source /lustre/me/.nemo_run/experiments/toy/toy_TIME/train_low_temperature/code; }
 
-verdict=/lustre/me/.nemo_run/experiments/toy/toy_TIME/train_low_temperature/verdict
-rm -f "$verdict"
+rm -f /lustre/me/.nemo_run/experiments/toy/toy_TIME/train_low_temperature/verdict
 end() {
-    case "$(cat "$verdict" 2> /dev/null)" in
+    case "$(cat /lustre/me/.nemo_run/experiments/toy/toy_TIME/train_low_temperature/verdict 2> /dev/null)" in
         done) exit 0 ;;
         failed) exit 2 ;;
         "") exit 1 ;;  # the step never began; the log says why
     esac
     # Told to stop before the time limit, or lost: the step goes on in a new allocation.
+    echo again >> /lustre/me/.nemo_run/experiments/toy/toy_TIME/train_low_temperature/attempts
+    [ "$(wc -l < /lustre/me/.nemo_run/experiments/toy/toy_TIME/train_low_temperature/attempts)" -le 3 ] || exit 3
     scontrol requeue "$SLURM_JOB_ID" && sleep 600
     exit 75
 }
@@ -56,7 +61,7 @@ trap 'trap - EXIT; exit 143' TERM
 
 # Command 1
 
-srun --output /lustre/me/.nemo_run/experiments/toy/toy_TIME/train_low_temperature/log-toy-987ed254.train_low_temperature_%j_${SLURM_RESTART_COUNT:-0}.out --container-image /lustre/images/dasd-training.sqsh --container-mounts /lustre/me/.nemo_run/experiments/toy/toy_TIME:/lustre/me/.nemo_run/experiments/toy/toy_TIME,/lustre:/lustre,/lustre/me/.nemo_run/experiments/toy/toy_TIME/train_low_temperature:/nemo_run --container-workdir /nemo_run/code --wait=60 --kill-on-bad-exit=1 --wait=0 python -m dasd_megatron.launch.node /lustre/me/.nemo_run/experiments/toy/toy_TIME/recipe.yaml train_low_temperature --submission toy_TIME --processes 8 --verdict /nemo_run/verdict
+srun --output /lustre/me/.nemo_run/experiments/toy/toy_TIME/train_low_temperature/log-toy-f1871e02.train_low_temperature_%j_${SLURM_RESTART_COUNT:-0}.out --container-image /lustre/images/dasd-training.sqsh --container-mounts /lustre/me/.nemo_run/experiments/toy/toy_TIME:/lustre/me/.nemo_run/experiments/toy/toy_TIME,/lustre:/lustre,/lustre/me/.nemo_run/experiments/toy/toy_TIME/train_low_temperature:/nemo_run --container-workdir /nemo_run/code --wait=60 --kill-on-bad-exit=1 --wait=0 python -m dasd_megatron.launch.node /lustre/me/.nemo_run/experiments/toy/toy_TIME/recipe.yaml train_low_temperature --submission toy_TIME --processes 8 --verdict /nemo_run/verdict
 
 exitcode=$?
 

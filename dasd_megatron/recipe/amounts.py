@@ -101,7 +101,7 @@ class Amounts:
             if counts is not None:
                 tokens = counts.get("tokens", made.response * counts["responses"])
                 made = made.fewer(counts["responses"] / made.count)
-                made = replace(made, response=tokens / counts["responses"])
+                made = replace(made, count=counts["responses"], response=tokens / counts["responses"])
             self._known[step.name] = made
         return self._known[step.name]
 

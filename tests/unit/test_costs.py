@@ -231,6 +231,16 @@ def test_costs_grow_with_what_is_asked_for(tmp_path: Path, step: str) -> None:
     assert gpu_hours("prompts.train.limit=3000", "stages.0.prompts=1000") == base
 
 
+def test_costs_are_for_the_clusters_gpus(tmp_path: Path) -> None:
+    recipe, steps = a_run(tmp_path)
+    slow, fast = (Costs(recipe, gpu) for gpu in ("h100", "b200"))
+    for step in (steps["sample_low_temperature"], steps["train_low_temperature"]):
+        resources = job_resources(recipe, step, 8)
+        assert (fast.of(step, resources).hours or 0) < (slow.of(step, resources).hours or 0)
+    cluster = Cluster(account="a", partition="p", gpu="b200")
+    assert any("B200s reach 40%" in line for line in plan(recipe, jobs_of(recipe, steps, cluster), cluster))
+
+
 def test_weights_by_index_then_files_then_parameters(tmp_path: Path) -> None:
     assert weight_bytes(tmp_path, QWEN3_4B, Engine()) == 2 * parameter_count(QWEN3_4B)
     assert weight_bytes(tmp_path, QWEN3_4B, Engine(dtype="float32")) == 4 * parameter_count(QWEN3_4B)

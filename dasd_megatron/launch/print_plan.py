@@ -110,8 +110,8 @@ def _totals(planned: Sequence[tuple[Job, Cost]]) -> list[str]:
     ]
     missing = dict.fromkeys(cost.missing for _, cost in planned if cost.missing is not None)
     if missing:
-        lines.append("without the steps marked unknown:")
-    return [*lines, *(f"  unknown: {reason}" for reason in missing)]
+        lines.append("the sums leave out what is unknown:")
+    return [*lines, *(f"  {reason}" for reason in missing)]
 
 
 def _assumptions(recipe: Recipe, cluster: Cluster) -> list[str]:

@@ -91,7 +91,9 @@ class Amounts:
             return counts["prompts"]
         limit = step.config["source"]["limit"]
         if limit is None:
-            raise Unknown(f"set {'prompts.test' if step.config['needs_answer'] else 'prompts.train'}.limit")
+            raise Unknown(
+                f"how many prompts there are: set {'prompts.test' if step.config['needs_answer'] else 'prompts.train'}.limit"
+            )
         return float(limit)
 
     def documents(self, step: Step) -> Documents:

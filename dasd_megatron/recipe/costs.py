@@ -167,11 +167,14 @@ class Costs:
         """Of the student's weights; None where its config can't be read here."""
         try:
             return float(parameter_count(_shape(self._recipe.student.model))) * (2 if precision == "bf16" else 4)
-        except UserError:
+        except (Unknown, UserError):
             return None
 
 
 def _shape(folder: Path) -> Shape:
+    """The model's sizes. Raises Unknown where it is on another machine, UserError where they can't be read."""
+    if not folder.is_dir():
+        raise Unknown(f"the sizes of {folder}, which isn't on this machine")
     return Shape.of(read_config(folder), folder)
 
 

@@ -153,13 +153,15 @@ def test_counted_goes_before_expected(tmp_path: Path) -> None:
 
 def test_unknown_number_of_prompts(tmp_path: Path) -> None:
     recipe, steps = a_run(tmp_path, "prompts.train.limit=null", "stages.1.prompts=300")
-    assert cost(recipe, steps["sample_low_temperature"]) == Cost(missing="set prompts.train.limit")
-    assert cost(recipe, steps["train_low_temperature"]).missing == "set prompts.train.limit"
+    assert cost(recipe, steps["sample_low_temperature"]) == Cost(
+        missing="how many prompts there are: set prompts.train.limit"
+    )
+    assert cost(recipe, steps["train_low_temperature"]).missing == "how many prompts there are: set prompts.train.limit"
     assert cost(recipe, steps["sample_high_temperature"]).amount == 600  # its stage says how many
     lines = plan(
         recipe, jobs_of(recipe, steps, Cluster(account="a", partition="p")), Cluster(account="a", partition="p")
     )
-    assert "  unknown: set prompts.train.limit" in lines
+    assert "  how many prompts there are: set prompts.train.limit" in lines
     assert sum(" unknown " in f"{line} " for line in lines) >= 6
     with pytest.raises(Unknown):
         Amounts(recipe.expected).documents(steps["sample_low_temperature"])
@@ -172,7 +174,7 @@ def test_models_that_are_elsewhere_leave_tokens(tmp_path: Path) -> None:
     stage = cost(recipe, steps["train_low_temperature"])
     assert stage.tokens_in == 2 * 1000 * 128
     assert stage.hours is stage.bytes is None
-    assert "no config.json" in (stage.missing or "")
+    assert stage.missing == "the sizes of /there/student, which isn't on this machine"
 
 
 def test_decoding_is_bound_by_what_memory_moves() -> None:

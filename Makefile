@@ -34,8 +34,9 @@ lint: setup
 test-unit: setup
 	$(BIN)/pytest tests/unit
 
+# Two processes, which share no fixture that takes long: see tests/conftest.py.
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadgroup
 
 clean:
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache

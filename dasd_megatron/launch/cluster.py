@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from dasd_megatron.recipe.estimate import GpuName
 from dasd_megatron.recipe.load import load_section
@@ -39,6 +39,8 @@ class Tunnel(Section):
 
 class Cluster(Section):
     """Settings of a site. Nothing of it shapes a result."""
+
+    model_config = ConfigDict(coerce_numbers_to_str=True)  # variables are text, also where YAML sees a number
 
     account: str
     partition: str

@@ -9,7 +9,7 @@ VERDICT = "verdict"
 
 # `scontrol requeue` ends the script; the sleep keeps it from ending by itself before.
 _END = """\
-verdict={verdict}
+verdict={folder}/{VERDICT}
 rm -f "$verdict"
 end() {{
     case "$(cat "$verdict" 2> /dev/null)" in
@@ -27,6 +27,17 @@ trap 'trap - EXIT; exit 143' TERM
 """
 
 
-def setup_lines(job_folder: str, setup: Sequence[str]) -> str:
-    """Lines before the step's srun: the site's own, then how the job ends. `job_folder` is the job's on the cluster."""
-    return "\n".join([*setup, _END.format(verdict=shlex.quote(f"{job_folder}/{VERDICT}"))])
+# NeMo-Run starts a step in its job's folder `code`, as a container sees it, too.
+_TREE = """\
+[ -L {folder}/code ] || {{ rmdir {folder}/code; ln -s {tree} {folder}/code; }}
+"""
+
+
+def setup_lines(folder: str, tree: str | None, setup: Sequence[str]) -> str:
+    """Lines before the step's srun: the site's own, the shipped tree as working directory, and how the job ends.
+
+    `folder`: the job's on the cluster; `tree`: None where none is shipped.
+    """
+    folder = shlex.quote(folder)
+    shipped = [] if tree is None else [_TREE.format(folder=folder, tree=shlex.quote(tree))]
+    return "\n".join([*setup, *shipped, _END.format(folder=folder, VERDICT=VERDICT)])

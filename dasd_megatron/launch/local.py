@@ -19,7 +19,7 @@ from dasd_megatron.launch.process import child_options, passed_on
 from dasd_megatron.recipe.schema import Parallel, Recipe
 from dasd_megatron.recipe.steps import Step
 
-RUN_STEP = "dasd_megatron.launch.run_step"
+RUN_STEP, RANKS = "dasd_megatron.launch.run_step", "dasd_megatron.launch.ranks"
 
 
 def run_all(recipe: Recipe, path: Path, overrides: Sequence[str], steps: Mapping[str, Step]) -> None:
@@ -75,7 +75,7 @@ def _launcher(step: Step) -> list[str]:
     ranks = Parallel(**step.execution["parallel"]).world_size if "parallel" in step.execution else 1
     if ranks == 1:
         return [sys.executable, "-m"]
-    return [sys.executable, "-m", "dasd_megatron.launch.ranks", "--standalone", "--nproc-per-node", str(ranks), "-m"]
+    return [sys.executable, "-m", RANKS, "--standalone", "--nproc-per-node", str(ranks), "-m"]
 
 
 def publish(recipe: Recipe, steps: Mapping[str, Step]) -> None:

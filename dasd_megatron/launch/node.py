@@ -21,7 +21,7 @@ from typing import Never
 
 from dasd_megatron.artifacts.files import write_atomically, write_json
 from dasd_megatron.errors import Stopped, UserError
-from dasd_megatron.launch.local import publish
+from dasd_megatron.launch.local import RANKS, RUN_STEP, publish
 from dasd_megatron.launch.process import child_options, passed_on
 from dasd_megatron.launch.replicas import start_replicas
 from dasd_megatron.launch.run_step import find_step
@@ -30,7 +30,6 @@ from dasd_megatron.recipe.load import load_recipe
 from dasd_megatron.recipe.schema import Recipe
 from dasd_megatron.recipe.steps import ENGINE_KINDS, Step, steps_of
 
-RUN_STEP, RANKS = "dasd_megatron.launch.run_step", "dasd_megatron.launch.ranks"
 # In a step's folder: how often in a row a job of it began where the one before had begun.
 ATTEMPTS = ".attempts.json"
 # Ports of torchrun's rendezvous; jobs that share a node take different ones.

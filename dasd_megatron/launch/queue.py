@@ -90,8 +90,10 @@ class Queue:
         )
         found = []
         for i, name, user, state, code, nodes, reason in _rows(out):
-            by = state.partition(" ")[2]  # CANCELLED by 1000
-            found.append(Job(i, name, user, state.split()[0], int(code.partition(":")[0]), nodes, by or reason))
+            state, _, who = state.partition(" by ")  # CANCELLED by 1000
+            found.append(
+                Job(i, name, user, state, int(code.partition(":")[0]), nodes, f"by user {who}" if who else reason)
+            )
         return found
 
     def cancel(self, ids: Sequence[str]) -> None:

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from paramiko import SSHException
 
 from dasd_megatron.errors import UserError
 from dasd_megatron.launch.cluster import Cluster
-from dasd_megatron.launch.queue import Queue, Result
+from dasd_megatron.launch.queue import ControllerAway, Queue, Result
 from dasd_megatron.launch.slurm import Job, image_of, job_prefix, tunnel_of
 from dasd_megatron.launch.submission import SUBMISSION, Submission
 from dasd_megatron.recipe.resources import time_limit
 from dasd_megatron.recipe.schema import Recipe
+
+
+@dataclass
+class Unreachable:
+    """What a command gives that never ran."""
+
+    stderr: str
+    stdout: str = ""
+    return_code: int = 255
 
 
 class Site:
@@ -28,13 +40,21 @@ class Site:
         return "this machine" if self.cluster.tunnel is None else self.cluster.tunnel.host
 
     def run(self, command: str) -> Result:
-        """Runs a shell command there."""
-        result: Result = self._tunnel.run(command, hide=True, warn=True, in_stream=False)
+        """Runs a shell command there. As with ssh, the return code is 255 where it can't be reached."""
+        try:
+            result: Result = self._tunnel.run(command, hide=True, warn=True, in_stream=False)
+        except (OSError, EOFError, SSHException) as error:
+            return Unreachable(f"{self.host} can't be reached: {error}")
+        except SystemExit:  # NeMo-Run's, where no key and no password is accepted
+            return Unreachable(f"{self.host} refuses the login; see `tunnel` in the cluster file")
         return result
 
     def check_login(self) -> None:
         """Raises UserError unless Slurm's commands are there, and the secrets that jobs will inherit."""
-        if self.run("command -v sbatch squeue sacct scancel").return_code:
+        found = self.run("command -v sbatch squeue sacct scancel")
+        if isinstance(found, Unreachable):
+            raise UserError(found.stderr)
+        if found.return_code:
             raise UserError(
                 f"sbatch isn't installed on {self.host}, or not on its PATH: submit from a login node, or name one under "
                 "`tunnel` in the cluster file"
@@ -76,7 +96,12 @@ class Site:
 
     def check_free(self, recipe: Recipe, steps: Iterable[str]) -> None:
         """Raises UserError naming who submitted it where jobs of this run are queued or running."""
-        jobs = self.queue.active([job_prefix(recipe) + step for step in steps])
+        try:
+            jobs = self.queue.active([job_prefix(recipe) + step for step in steps])
+        except ControllerAway as error:
+            raise UserError(
+                f"Slurm on {self.host} doesn't answer: {error}; nothing was submitted, try again later"
+            ) from None
         if jobs:
             submission = self.submission(recipe)
             by = (

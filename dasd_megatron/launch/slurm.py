@@ -149,7 +149,7 @@ def _script(job: Job, cluster: Cluster, folder: str, experiment: str) -> run.Scr
 def _executor(recipe: Recipe, job: Job, cluster: Cluster, folder: str, shipment: Shipment) -> run.SlurmExecutor:
     resources = job.resources
     image = image_of(job, cluster)
-    where = f"{folder}/{TREE}" if shipment.tree else f"{folder}/{job.step.name}/code"
+    tree = f"{folder}/{TREE}" if shipment.tree else None
     parameters: dict[str, Any] = {"kill_on_invalid_dep": "yes", **cluster.sbatch}
     if cluster.reservation is not None:
         parameters["reservation"] = cluster.reservation
@@ -167,13 +167,12 @@ def _executor(recipe: Recipe, job: Job, cluster: Cluster, folder: str, shipment:
         container_image=image,
         container_mounts=[] if image is None else [f"{folder}:{folder}", *cluster.mounts],
         additional_parameters=parameters,
-        # --wait=0: nodes that are ready earlier don't end the others. The folder: what is shipped goes before what is installed.
-        srun_args=["--wait=0", f"--container-workdir={where}" if image else f"--chdir={where}"],
+        srun_args=["--wait=0"],  # nodes that are ready earlier don't end the others
         env_vars={
             "MASTER_ADDR": "${head_node_ip%% *}",
             **{name: shlex.quote(value) for name, value in cluster.environment.items()},
         },
-        setup_lines=setup_lines(f"{folder}/{job.step.name}", cluster.setup),
+        setup_lines=setup_lines(f"{folder}/{job.step.name}", tree, cluster.setup),
         tunnel=tunnel_of(cluster),
         packager=shipment,
         monitor_group_job=False,

@@ -15,13 +15,13 @@ from dasd_megatron.artifacts.files import lock
 from dasd_megatron.errors import UserError
 from dasd_megatron.launch.cluster import Cluster, load_cluster
 from dasd_megatron.launch.local import publish
+from dasd_megatron.launch.main import print_summary
 from dasd_megatron.launch.run_step import find_step
 from dasd_megatron.launch.site import Site
 from dasd_megatron.launch.slurm import Job, build, experiment_folder, experiments_folder, job_prefix, jobs_of
 from dasd_megatron.launch.submission import Submission
 from dasd_megatron.launch.watch import follow
 from dasd_megatron.recipe.load import load_recipe
-from dasd_megatron.recipe.resources import check_step_names
 from dasd_megatron.recipe.schema import Recipe
 from dasd_megatron.recipe.steps import Step, steps_of
 from dasd_megatron.source import ROOT, Source
@@ -53,7 +53,6 @@ def submit(request: Request) -> int:
     cluster = load_cluster(request.cluster)
     recipe = with_absolute_paths(load_recipe(request.recipe, request.overrides), cluster)
     steps = steps_of(recipe, elsewhere=cluster.tunnel is not None)
-    check_step_names(recipe, steps)
     chosen = chosen_steps(steps, request.only, request.recipe) if request.only else steps
     jobs = jobs_of(recipe, chosen, cluster)
     if request.dry_run:
@@ -61,20 +60,27 @@ def submit(request: Request) -> int:
 
         print_plan(recipe, chosen, jobs, cluster)
         return 0
-    site = Site(cluster)
-    site.check_login()
-    if request.watch:
-        return follow(site, recipe, chosen)
     if not jobs:
         print("every step is done")
         if not request.only:
             publish(recipe, steps)
         return 0
+    site = Site(cluster)
+    if request.watch:
+        site.check_login()
+        return follow(site, recipe, chosen)
+    source = _source(request)
+    site.check_login()
     with _submitting(recipe, cluster):
         site.check_free(recipe, steps)
         site.check_jobs(jobs)
-        ids = _submit(request, recipe, jobs, site)
-    return 0 if request.detach else follow(site, recipe, chosen, ids)
+        ids = _submit(recipe, jobs, site, source)
+    if request.detach:
+        return 0
+    code = follow(site, recipe, chosen, ids)
+    if code == 0 and not request.only and cluster.tunnel is None:
+        print_summary(recipe)
+    return code
 
 
 def with_absolute_paths(recipe: Recipe, cluster: Cluster) -> Recipe:
@@ -128,11 +134,16 @@ def _submitting(recipe: Recipe, cluster: Cluster) -> AbstractContextManager[None
     return lock(Path(experiments_folder(cluster)) / f".{job_prefix(recipe)}lock", busy)
 
 
-def _submit(request: Request, recipe: Recipe, jobs: Sequence[Job], site: Site) -> dict[str, str]:
-    """Ids of the submitted jobs, by step. None is left in the queue where one of them can't be submitted."""
+def _source(request: Request) -> Source | None:
+    """What will be shipped; None where this code is no checkout. Raises UserError for changes that aren't to be shipped."""
     source = Source.of(ROOT, besides=[request.recipe, request.cluster])
     if source is not None and not request.ship_changes:
         source.check_committed()
+    return source
+
+
+def _submit(recipe: Recipe, jobs: Sequence[Job], site: Site, source: Source | None) -> dict[str, str]:
+    """Ids of the submitted jobs, by step. None is left in the queue where one of them can't be submitted."""
     experiment = f"{recipe.name}_{time.time_ns()}"
     folder = experiment_folder(site.cluster, recipe, experiment)
     when = time.strftime("%Y-%m-%d %H:%M:%S")

@@ -60,6 +60,7 @@ class Watch:
         self._site, self._steps, self._ids, self._folder = site, steps, ids, folder
         self._names = [prefix + step for step in ids]
         self._seen: dict[str, str] = {}
+        self._held: set[str] = set()
         self._away = False
 
     def until_ended(self) -> list[Job]:
@@ -89,6 +90,8 @@ class Watch:
 
     def _tell(self, job: Job) -> None:
         before = self._seen.get(job.id)
+        if job.state == "PENDING" and "held" in job.reason.lower():
+            self._tell_held(job)
         if job.state == before:
             return
         self._seen[job.id] = job.state
@@ -101,6 +104,12 @@ class Watch:
             print(f"{job.step}: {explanation(job, group_of(self._steps[job.step].kind))}", flush=True)
             print(self._end_of_log(job), flush=True)
 
+    def _tell_held(self, job: Job) -> None:
+        """Nobody but a person lets such a job go."""
+        if job.id not in self._held:
+            self._held.add(job.id)
+            print(f"{job.step} (job {job.id}): held ({job.reason}); `scontrol release {job.id}` lets it go", flush=True)
+
     def _end_of_log(self, job: Job) -> str:
         folder = f"{self._folder}/{job.step}"
         # The newest attempt's; the script's own where the step never began.
@@ -111,8 +120,10 @@ class Watch:
         )
         if not path:
             return f"no log in {folder}: is that folder shared between the nodes? (NEMORUN_HOME chooses another)"
-        tail = self._site.run(f"tail -n {LOG_LINES} '{path}'").stdout.rstrip()
-        return f"end of {path}:\n" + "\n".join(f"    {line}" for line in tail.splitlines())
+        # What a step says of its own failure may stand above what the failure did to other ranks.
+        reasons = self._site.run(f"grep '^error: ' '{path}' | tail -n 3").stdout.splitlines()
+        tail = self._site.run(f"tail -n {LOG_LINES} '{path}'").stdout.rstrip().splitlines()
+        return "\n".join([*reasons, f"end of {path}:", *(f"    {line}" for line in tail)])
 
 
 def explanation(job: Job, group: str) -> str:
@@ -124,7 +135,7 @@ def explanation(job: Job, group: str) -> str:
         case "OUT_OF_MEMORY":
             return f"out of memory: raise {launch}.memory_per_node, or lower what the step holds"
         case "CANCELLED":
-            return f"cancelled by {job.reason}"
+            return f"cancelled {job.reason}"
         case "NODE_FAIL" | "BOOT_FAIL":
             return f"lost its node ({job.nodes}), and Slurm did not queue it again"
         case "PREEMPTED":

@@ -91,9 +91,8 @@ class Amounts:
             return counts["prompts"]
         limit = step.config["source"]["limit"]
         if limit is None:
-            raise Unknown(
-                f"how many prompts there are: set {'prompts.test' if step.config['needs_answer'] else 'prompts.train'}.limit"
-            )
+            key = "prompts.test" if step.config["needs_answer"] else "prompts.train"
+            raise Unknown(f"how many prompts there are: set {key}.limit")
         return float(limit)
 
     def documents(self, step: Step) -> Documents:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dasd_megatron.errors import UserError
@@ -74,14 +73,6 @@ def job_resources(recipe: Recipe, step: Step, gpus_per_node: int) -> JobResource
         time=seconds(asked.time),
         image=asked.image,
     )
-
-
-def check_step_names(recipe: Recipe, steps: Iterable[str]) -> None:
-    """Raises UserError where launch.steps names a step that the recipe doesn't imply."""
-    known = list(steps)
-    for name in recipe.launch.steps:
-        if name not in known:
-            raise UserError(f"launch.steps.{name}: no such step; steps: {', '.join(known)}")
 
 
 def seconds(limit: str) -> int:

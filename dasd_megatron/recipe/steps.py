@@ -163,6 +163,9 @@ class _Builder:
             models[stage.name] = exported
         models["teacher"] = self.teacher
         self._evaluate(models)
+        for name in recipe.launch.steps:
+            if name not in self.steps:
+                raise UserError(f"launch.steps.{name}: no such step; steps: {', '.join(self.steps)}")
         return self.steps
 
     def _prompts(self, name: str, key: str, source: PromptSource, others: Mapping[str, Step]) -> Step:

@@ -25,7 +25,7 @@ from tests import apt
 
 PACKAGES = ("slurm-wlm", "slurmdbd", "munge", "mariadb-server")
 PROGRAMS = ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd")
-ACCOUNT, PARTITION = "research", "batch"
+ACCOUNT, PARTITION, URGENT = "research", "batch", "urgent"
 START_SECONDS = 60.0
 
 SLURM_CONF = """\
@@ -70,7 +70,11 @@ AccountingStorageEnforce=associations
 AccountingStoragePass={folder}/run/munge.sock
 JobCompType=jobcomp/none
 {nodes}
-PartitionName={partition} Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName={partition} Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1
+# Its jobs take nodes from those of the other partition.
+PartitionName={urgent} Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10
 """
 SLURMDBD_CONF = """\
 AuthType=auth/munge
@@ -210,6 +214,7 @@ class Cluster:
             "dbd_port": ports[1],
             "sql_port": ports[2],
             "partition": PARTITION,
+            "urgent": URGENT,
         }
         nodes = "\n".join(
             f"NodeName={node} NodeHostname={values['host']} NodeAddr=127.0.0.1 Port={port} CPUs={self.cpus} "

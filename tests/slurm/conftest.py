@@ -61,11 +61,6 @@ class Site:
         out, errors = process.communicate(timeout=600)
         return process.returncode, out, errors
 
-    def accounting(self, step: str, what: str) -> list[str]:
-        """What sacct has to say of a step's jobs, each start of one on a line of its own."""
-        lines = self.cluster.run("sacct", "-n", "-X", "-P", "-D", "-o", f"JobName%100,{what}").splitlines()
-        return [line.split("|", 1)[1] for line in lines if line.split("|")[0].endswith(f".{step}")]
-
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:

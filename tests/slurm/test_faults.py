@@ -22,9 +22,11 @@ import pytest
 
 from dasd_megatron.artifacts.artifact import COMPLETE
 from dasd_megatron.launch.node import ATTEMPTS
+from dasd_megatron.launch.slurm import job_prefix
 from dasd_megatron.recipe.load import load_recipe
 from dasd_megatron.recipe.steps import Step, steps_of
 from tests.conftest import ROOT
+from tests.slurm.cluster import URGENT
 from tests.slurm.conftest import Site
 from tests.small_run import RECIPE, SMALL, finish
 from tests.training_runs import RESULTS
@@ -85,8 +87,17 @@ class StageRun:
         return self.job(TRAIN)
 
     def job(self, step: str) -> str:
-        lines = self.site.cluster.run("squeue", "-h", "-o", "%i %j").splitlines()
-        return next(line.split()[0] for line in lines if line.endswith(f".{step}"))
+        """The id of the step's job."""
+        name = job_prefix(load_recipe(RECIPE, self.arguments[1:])) + step
+        return self.site.cluster.run("squeue", "-h", f"--name={name}", "-o", "%i").splitlines()[0]
+
+    def accounting(self, step: str, what: str) -> list[str]:
+        """What sacct has to say of the step's jobs, each start of one on a line of its own."""
+        name = job_prefix(load_recipe(RECIPE, self.arguments[1:])) + step
+        lines = self.site.cluster.run(
+            "sacct", "-n", "-X", "-P", "--duplicates", f"--name={name}", "-o", what
+        ).splitlines()
+        return [line for line in lines if line]
 
     def end(self) -> tuple[int, str, str]:
         assert self.process is not None
@@ -94,20 +105,23 @@ class StageRun:
         return self.process.returncode, self.said, errors
 
 
+def ranks_of(job: str, restart: str | None = None) -> list[psutil.Process]:
+    """The ranks of a job; only of its so-many-th restart, where that is given."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            environment = process.environ()
+            meant = restart is None or environment.get("SLURM_RESTART_COUNT", "") == restart
+            if environment.get("SLURM_JOB_ID") == job and "RANK" in environment and meant:
+                found.append(process)
+    return found
+
+
 @contextlib.contextmanager
 def slowed(job: str) -> Iterator[Callable[[], bool]]:
     """Stops the ranks of a job nine tenths of the time; yields whether there are any left."""
     over = threading.Event()
-
-    def ranks() -> list[psutil.Process]:
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if process.environ().get("SLURM_JOB_ID") == job and "RANK" in process.environ():
-                    found.append(process)
-        return found
-
-    first = ranks()
+    first = ranks_of(job)
     assert first
 
     def slow() -> None:
@@ -161,22 +175,21 @@ def check_done(run: StageRun, undisturbed: Path, starts: int | None = None) -> N
     assert exported.stat().st_mtime > (run.stage / COMPLETE).stat().st_mtime
     check_next_stage_waited(run)
     if starts is not None:
-        assert len(run.site.accounting(TRAIN, "JobID")) == starts
+        assert len(run.accounting(TRAIN, "JobID")) == starts
 
 
 def check_next_stage_waited(run: StageRun) -> None:
     """The export's one job began after the stage was complete."""
-    (start,) = run.site.accounting(EXPORT, "Start")
+    (start,) = run.accounting(EXPORT, "Start")
     began = time.mktime(time.strptime(start, "%Y-%m-%dT%H:%M:%S"))
     assert began >= int((run.stage / COMPLETE).stat().st_mtime)
 
 
 def test_a_node_that_is_set_down(run: StageRun, undisturbed: Path) -> None:
+    """Until its slurmd registers again."""
     run.submit()
     run.until_it_trains()
     run.site.cluster.run("scontrol", "update", "nodename=node2", "state=down", "reason=test")
-    run.until(lambda: not run.site.cluster.states()["node1"].startswith("alloc"), "free node")
-    run.site.cluster.run("scontrol", "update", "nodename=node2", "state=resume")
     check_done(run, undisturbed, starts=2)
 
 
@@ -218,13 +231,21 @@ def test_a_job_that_someone_requeues(run: StageRun, undisturbed: Path) -> None:
     check_done(run, undisturbed, starts=2)
 
 
+def test_a_job_that_is_pre_empted(run: StageRun, undisturbed: Path) -> None:
+    run.submit()
+    run.until_it_trains()
+    urgent = ["sbatch", f"--partition={URGENT}", "--nodes=2", "--exclusive", "--wrap=sleep 3", "--output=/dev/null"]
+    run.site.cluster.run(*urgent)
+    check_done(run, undisturbed, starts=2)
+
+
 def test_a_cancelled_step(run: StageRun, undisturbed: Path) -> None:
     run.submit()
     job = run.until_it_trains()
     run.site.cluster.run("scancel", job)
     code, out, errors = run.end()
     assert code == 2
-    assert f"{TRAIN}: cancelled by 0" in out
+    assert f"{TRAIN}: cancelled by user 0" in out
     assert f"error: {TRAIN} did not succeed (see above); cancelled with it: {EXPORT}" in errors
     check_next_step_never_began(run)
     done = len(run.losses())
@@ -234,7 +255,7 @@ def test_a_cancelled_step(run: StageRun, undisturbed: Path) -> None:
 
 
 def check_next_step_never_began(run: StageRun) -> None:
-    assert run.site.accounting(EXPORT, "Start") == ["None"]
+    assert not [start for start in run.accounting(EXPORT, "Start") if start != "None"]
     assert not run.steps[EXPORT].folder.exists()
 
 
@@ -257,19 +278,32 @@ def test_a_step_that_fails(run: StageRun) -> None:
     assert "Lower training.learning_rate" in out
     assert "Traceback" not in out + errors
     check_next_step_never_began(run)
-    assert len(run.site.accounting(TRAIN, "JobID")) == 1
+    assert len(run.accounting(TRAIN, "JobID")) == 1
 
 
 def test_a_step_that_keeps_crashing(run: StageRun) -> None:
-    """Attempts that get no further are counted, and end."""
+    """Attempts that get no further are counted, and end: here two whose ranks are killed as soon as they are there."""
     run.overrides += ["launch.retries=1"]
-    stage = run.stage
-    stage.mkdir(parents=True)
-    (stage / "steps.jsonl").mkdir()  # no message knows this one
+    run.submit()
+    for attempt in range(2):
+        run.until(lambda: any(run.site.cluster.run("squeue", "-h", "-t", "running").splitlines()), "job")
+        job = run.job(TRAIN)
+        run.until(lambda job=job, attempt=attempt: bool(ranks_of(job, str(attempt or ""))), "ranks")
+        for rank in ranks_of(job):
+            rank.kill()
+    code, out, _ = run.end()
+    assert code == 2
+    assert "error: train_low_temperature: 2 attempts in a row have got no further (launch.retries=1)" in out
+    assert len(run.accounting(TRAIN, "JobID")) == 3
+    assert not (run.stage / ATTEMPTS).exists()
+    check_next_step_never_began(run)
+
+
+def test_a_failure_is_named_before_what_it_does_to_others(run: StageRun) -> None:
+    """Rank 0 can't write its log; the other rank only sees it go."""
+    (run.stage / "steps.jsonl").mkdir(parents=True)
     run.submit()
     code, out, _ = run.end()
     assert code == 2
-    assert "2 attempts in a row have got no further (launch.retries=1)" in out
-    assert len(run.site.accounting(TRAIN, "JobID")) == 3
-    assert not (stage / ATTEMPTS).exists()
+    assert f"error: {run.stage / 'steps.jsonl'}: can't be written" in out
     check_next_step_never_began(run)

@@ -12,16 +12,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.apt import install
+from tests.apt import install, program
+from tests.conftest import TOY
 from tests.slurm.conftest import Site
 from tests.small_run import small_run
+
+ABSOLUTE = [
+    *(f"{model}.model={TOY}/{model}" for model in ("teacher", "student")),
+    *(f"prompts.{name}.path={TOY}/{name}.jsonl" for name in ("train", "test")),
+]
 
 
 @pytest.fixture
 def login_node(site: Site, tmp_path: Path) -> Iterator[dict[str, object]]:
     """An SSH server on this machine that lets one key in; the tunnel's settings."""
     try:
-        install({"sshd": "openssh-server", "rsync": "rsync"})
+        install(["openssh-server", "rsync"], ["sshd", "rsync"])
     except RuntimeError as error:
         pytest.skip(str(error))
     folder = tmp_path / "ssh"
@@ -36,8 +42,7 @@ def login_node(site: Site, tmp_path: Path) -> Iterator[dict[str, object]]:
         f"SetEnv SLURM_CONF={site.cluster.conf} PATH={os.environ['PATH']}\n"
     )
     Path("/run/sshd").mkdir(exist_ok=True)
-    sshd = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
-    server = subprocess.Popen([str(sshd), "-D", "-f", str(folder / "config"), "-E", str(folder / "log")])
+    server = subprocess.Popen([str(program("sshd")), "-D", "-f", str(folder / "config"), "-E", str(folder / "log")])
     # ssh asks about unknown hosts; the user's own files are left alone.
     wrapper = tmp_path / "bin" / "ssh"
     wrapper.parent.mkdir()
@@ -61,11 +66,8 @@ def test_submitted_by_ssh(site: Site, login_node: dict[str, object], tmp_path: P
     """Code, recipe and scripts go over; the steps run there, and are followed from here."""
     site.settings["tunnel"] = login_node
     folder = tmp_path / "run"
-    toy = Path("examples/toy").resolve()
-    overrides = [f"{model}.model={toy}/{model}" for model in ("teacher", "student")]
-    overrides += [f"prompts.train.path={toy}/train.jsonl", f"prompts.test.path={toy}/test.jsonl"]
     only = ["--only", "prompts_test", "--only", "prompts_train"]
-    code, out, errors = site.finish(*small_run(folder), *overrides, *only)
+    code, out, errors = site.finish(*small_run(folder), *ABSOLUTE, *only)
     assert code == 0, out + errors
     assert len(list((folder / "artifacts").glob("*/COMPLETE"))) == 2
     (experiment,) = (tmp_path / "jobs" / "toy").iterdir()
@@ -74,3 +76,13 @@ def test_submitted_by_ssh(site: Site, login_node: dict[str, object], tmp_path: P
     code, out, errors = site.finish(*small_run(folder), *only)
     assert code == 2
     assert "give an absolute path on 127.0.0.1" in errors
+
+
+def test_a_login_node_that_is_not_there(site: Site, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as opened:
+        port = opened.getsockname()[1]
+    site.settings["tunnel"] = {"host": "127.0.0.1", "port": port, "user": "me", "job_dir": "/jobs"}
+    code, out, errors = site.finish(*small_run(tmp_path / "run"), *ABSOLUTE)
+    assert code == 2, out + errors
+    assert "error: 127.0.0.1 can't be reached: " in errors
+    assert "Traceback" not in errors

@@ -96,6 +96,7 @@ def test_a_run_that_is_submitted_already(site: Site, tmp_path: Path) -> None:
     watching = site.launch(*run, "--watch")
     assert watching.stdout is not None
     assert watching.stdout.readline() == f"following 1 jobs of {submission['id']}\n"
+    assert "held (JobHeldUser); `scontrol release" in watching.stdout.readline()
     site.cluster.run("scontrol", "release", job)
     out, errors = watching.communicate(timeout=120)
     assert watching.returncode == 0, out + errors
@@ -250,3 +251,12 @@ def test_a_read_only_run_folder(site: Site, small_disk: object) -> None:
     code, out, errors = site.finish(*small_run(folder / "run"), *PROMPTS)
     check_refused(code, out, errors, "can't be written")
     assert time.monotonic() - started < 60
+
+
+def test_a_controller_that_is_away(site: Site, tmp_path: Path) -> None:
+    """Nothing is submitted, and the message says so."""
+    site.cluster.kill_controller()
+    code, out, errors = site.finish(*small_run(tmp_path / "run"), "--only", "prompts_test")
+    assert code == 2, out + errors
+    assert "Slurm on this machine doesn't answer" in errors
+    assert "nothing was submitted" in errors

@@ -34,6 +34,8 @@ head_node_ip=$(srun --nodes=1 --ntasks=1 -w "$head_node" hostname --ip-address)
 
 export MASTER_ADDR=${head_node_ip%% *}
 export NCCL_IB_HCA=mlx5
+[ -L /lustre/me/.nemo_run/experiments/toy/toy_TIME/train_low_temperature/code ] || { rmdir /lustre/me/.nemo_run/experiments/toy/toy_TIME/train_low_temperature/code; ln -s /lustre/me/.nemo_run/experiments/toy/toy_TIME/source /lustre/me/.nemo_run/experiments/toy/toy_TIME/train_low_temperature/code; }
+
 verdict=/lustre/me/.nemo_run/experiments/toy/toy_TIME/train_low_temperature/verdict
 rm -f "$verdict"
 end() {
@@ -54,7 +56,7 @@ trap 'trap - EXIT; exit 143' TERM
 
 # Command 1
 
-srun --output /lustre/me/.nemo_run/experiments/toy/toy_TIME/train_low_temperature/log-toy-987ed254.train_low_temperature_%j_${SLURM_RESTART_COUNT:-0}.out --container-image /lustre/images/dasd-training.sqsh --container-mounts /lustre/me/.nemo_run/experiments/toy/toy_TIME:/lustre/me/.nemo_run/experiments/toy/toy_TIME,/lustre:/lustre,/lustre/me/.nemo_run/experiments/toy/toy_TIME/train_low_temperature:/nemo_run --container-workdir /nemo_run/code --wait=60 --kill-on-bad-exit=1 --wait=0 --container-workdir=/lustre/me/.nemo_run/experiments/toy/toy_TIME/source python -m dasd_megatron.launch.node /lustre/me/.nemo_run/experiments/toy/toy_TIME/recipe.yaml train_low_temperature --submission toy_TIME --processes 8 --verdict /nemo_run/verdict
+srun --output /lustre/me/.nemo_run/experiments/toy/toy_TIME/train_low_temperature/log-toy-987ed254.train_low_temperature_%j_${SLURM_RESTART_COUNT:-0}.out --container-image /lustre/images/dasd-training.sqsh --container-mounts /lustre/me/.nemo_run/experiments/toy/toy_TIME:/lustre/me/.nemo_run/experiments/toy/toy_TIME,/lustre:/lustre,/lustre/me/.nemo_run/experiments/toy/toy_TIME/train_low_temperature:/nemo_run --container-workdir /nemo_run/code --wait=60 --kill-on-bad-exit=1 --wait=0 python -m dasd_megatron.launch.node /lustre/me/.nemo_run/experiments/toy/toy_TIME/recipe.yaml train_low_temperature --submission toy_TIME --processes 8 --verdict /nemo_run/verdict
 
 exitcode=$?
 

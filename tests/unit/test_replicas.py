@@ -1,0 +1,36 @@
+"""How many engine processes a machine runs, and which GPUs each of them sees."""
+
+from __future__ import annotations
+
+import pytest
+
+from dasd_megatron.errors import UserError
+from dasd_megatron.launch.replicas import gpu_shares, replica_count, start_replicas, visible_gpus
+
+ENGINE = {"engine": {"tensor_parallel": 2}, "replicas": None}
+
+
+def test_a_replica_for_each_share_of_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,5,6,7,8,9")
+    assert replica_count(ENGINE) == 4
+    assert replica_count({**ENGINE, "replicas": 3}) == 3
+    assert [share["CUDA_VISIBLE_DEVICES"] for share in gpu_shares(4, 2)] == ["0,1", "2,5", "6,7", "8,9"]
+    with pytest.raises(
+        UserError, match=r"launch\.replicas=5 with engine\.tensor_parallel=2 needs 10 GPUs, and 8 are visible"
+    ):
+        gpu_shares(5, 2)
+
+
+def test_without_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert visible_gpus() == []
+    assert replica_count(ENGINE) == 1
+    assert replica_count({"threads": 1}) == 1
+    assert gpu_shares(3, 2) == [{}, {}, {}]
+
+
+def test_each_process_gets_its_own(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    command = ["-c", "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"]
+    assert [process.wait() for process in start_replicas(2, ENGINE, command)] == [0, 0]
+    assert sorted(capfd.readouterr().out.split()) == ["4,5", "6,7"]

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from dasd_megatron.recipe.estimate import GpuName
 from dasd_megatron.recipe.load import load_section
 from dasd_megatron.recipe.schema import NonNegative, Positive, Section
 
@@ -50,6 +51,8 @@ class Cluster(Section):
     reservation: str | None = None
     # Of each node; 0 where there are none.
     gpus_per_node: NonNegative = 8
+    # Which they are: what a dry run's GPU-hours are reckoned for.
+    gpu: GpuName = "h100"
     # Containers (pyxis) by the name that recipes give them (launch.*.image): a .sqsh file, or an image of a registry as
     # enroot writes it. Without any, steps run on the nodes' own environment.
     images: dict[str, str] = {}

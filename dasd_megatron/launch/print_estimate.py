@@ -11,6 +11,7 @@ from dasd_megatron.artifacts.artifact import Artifact, is_complete
 from dasd_megatron.recipe.estimate import (
     GIB,
     GPUS,
+    GpuName,
     hours,
     parameter_count,
     rank_memory,
@@ -43,7 +44,7 @@ class Workload:
         return cls(lengths if recipe.packing.isolate_documents else [[sum(pack)] for pack in lengths], known=True)
 
 
-def print_estimate(recipe: Recipe, stage: Stage, step: Step, gpu: str | None, efficiency: float) -> None:
+def print_estimate(recipe: Recipe, stage: Stage, step: Step, gpu: GpuName | None, efficiency: float) -> None:
     """Prints parameters, tokens, FLOPs, memory a rank by part and, for a GPU, hours."""
     training, parallel = recipe.stage_training(stage), recipe.parallel
     shape = Shape.of(read_config(recipe.student.model), recipe.student.model)
@@ -84,9 +85,9 @@ def print_estimate(recipe: Recipe, stage: Stage, step: Step, gpu: str | None, ef
     table.add_section()
     table.add_row("in all", _size(memory.total))
     if gpu is not None:
-        table.add_row(f"{gpu.upper()} has", f"{GPUS[gpu][2]} GiB")
+        table.add_row(f"{gpu.upper()} has", f"{GPUS[gpu].memory_gib} GiB")
     Console().print(table)
-    if gpu is not None and memory.total > 0.9 * GPUS[gpu][2] * GIB:
+    if gpu is not None and memory.total > 0.9 * GPUS[gpu].memory_gib * GIB:
         print(
             "That leaves less than a tenth for communication and fragmentation: raise parallel.context, tensor or pipeline, or "
             "set memory.recompute"

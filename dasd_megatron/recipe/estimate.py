@@ -15,12 +15,35 @@ from dasd_megatron.recipe.shape import Shape
 
 Backend = Literal["cpu", "gpu"]
 
-# Dense peak of matrix products in bf16 and FP8, in FLOP/s, and memory in GiB (NVIDIA's data sheets).
-GPUS = {
-    "a100": (312e12, None, 80),
-    "h100": (989e12, 1979e12, 80),
-    "h200": (989e12, 1979e12, 141),
-    "b200": (2250e12, 4500e12, 180),
+GpuName = Literal["a100", "h100", "h200", "b200"]
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What a GPU can do.
+
+    Attributes:
+        bf16, fp8: dense peak of matrix products, in FLOP/s; None where it has no FP8.
+        memory_gib: its memory, in GiB.
+        bandwidth: of its memory, in bytes/s.
+    """
+
+    bf16: float
+    fp8: float | None
+    memory_gib: int
+    bandwidth: float
+
+    def peak(self, fp8: bool) -> float:
+        """FLOP/s in bf16, or in FP8 where it has that."""
+        return self.fp8 if fp8 and self.fp8 is not None else self.bf16
+
+
+# NVIDIA's data sheets; A100 with 80 GB, all with SXM.
+GPUS: dict[GpuName, Gpu] = {
+    "a100": Gpu(312e12, None, 80, 2.0e12),
+    "h100": Gpu(989e12, 1979e12, 80, 3.35e12),
+    "h200": Gpu(989e12, 1979e12, 141, 4.8e12),
+    "b200": Gpu(2250e12, 4500e12, 180, 8.0e12),
 }
 GIB = 1 << 30
 # Logits of one chunk of the fused loss, see training/loss.py; two chunks live while one follows the other.
@@ -77,7 +100,7 @@ def parameter_count(shape: Shape) -> int:
     return p.embedding + p.head + shape.layers * layer + shape.hidden
 
 
-def training_flops(shape: Shape, document_lengths: Iterable[int]) -> float:
+def training_flops(shape: Shape, document_lengths: Iterable[float]) -> float:
     """Model FLOPs of a forward and backward pass over these documents: three times the forward pass's matrix products.
 
     Attention counts the causal half of each document's square (not of the pack's), in layers with a window the band of it
@@ -252,8 +275,6 @@ def _chunks_in_flight(parallel: Parallel, training: Training, stage: int) -> int
     return min(micro_batches * parallel.virtual_pipeline, warm_up + 1)
 
 
-def hours(flops: float, gpus: int, gpu: str, fp8: bool, efficiency: float) -> float:
+def hours(flops: float, gpus: int, gpu: GpuName, fp8: bool, efficiency: float) -> float:
     """Time to compute so many model FLOPs at this share of the GPUs' peak in bf16 (in FP8 where it has that)."""
-    bf16, eight_bit, _ = GPUS[gpu]
-    peak = eight_bit if fp8 and eight_bit is not None else bf16
-    return flops / (gpus * peak * efficiency) / 3600
+    return flops / (gpus * GPUS[gpu].peak(fp8) * efficiency) / 3600

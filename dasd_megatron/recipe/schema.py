@@ -11,7 +11,15 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(gt=0, strict=True)]  # strict: `yes` is no number
@@ -261,14 +269,39 @@ class MixedPolicy(Section):
     mask_prefix: bool = False
 
 
+def _one_message(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    """Instead of one message for each thing that it might have been."""
+    try:
+        return validate(value)
+    except ValidationError:
+        raise ValueError("give a positive whole number of prompts, or one for each domain: {math: 1000}") from None
+
+
+PromptCount = Annotated[
+    Positive | Annotated[dict[str, Positive], Field(min_length=1)],
+    WrapValidator(_one_message),
+]
+
+
 class Stage(Section):
     """One training stage. Each starts from the stage before it, the first one from the student."""
 
     name: Name
     # Temperature at which the teacher was sampled for this stage's data; null for the mixed-policy stage.
     temperature: Temperature | None = None
+    # Prompts that a sampled stage's data is made from, in their order: at most so many in all, or exactly so many of each
+    # domain, {math: 45_400, code: 20_100}; all by default.
+    prompts: PromptCount | None = None
     # Keys of `training` that differ in this stage.
     training: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _prompts(self) -> Stage:
+        if self.temperature is None and self.prompts is not None:
+            raise ValueError(
+                f"{self.name} is mixed policy (no temperature): say mixed_policy.prompts instead of prompts"
+            )
+        return self
 
 
 class Evaluation(Section):
@@ -289,6 +322,21 @@ class Evaluation(Section):
         if len(set(self.temperatures)) < len(self.temperatures):
             raise ValueError(f"temperatures={self.temperatures} names one twice")
         return self
+
+
+class Expected(Section):
+    """What a dry run reckons with before anything is measured. Shapes no result."""
+
+    # A question in its chat template. The paper gives no length; ours is a guess that hardly counts beside the response.
+    prompt_tokens: Positive = 300
+    # The paper's data at T=1.0: 5.8G tokens in 330K responses.
+    response_tokens: Positive = 17_600
+    # Mixed policy: answers that reach the cap (paper: 15K of 50K), and continuations that pass the filters (12.7K of 15K).
+    truncated_answers: Probability = 0.3
+    kept_continuations: Probability = 0.847
+    # Shares of a GPU's memory bandwidth (decoding) and of its FLOP/s (scoring, training) that are reached: assumptions.
+    bandwidth_share: float = Field(0.4, gt=0, le=1)
+    flops_share: float = Field(0.4, gt=0, le=1)
 
 
 class Resources(Section):
@@ -377,6 +425,7 @@ class Recipe(Section):
         Stage(name="mixed_policy", training={"epochs": 1}),
     ]
     evaluation: Evaluation = Evaluation()
+    expected: Expected = Expected()
     launch: Launch = Launch()
     logging: Logging = Logging()
 

@@ -177,6 +177,7 @@ class _Builder:
     def _sampled_data(self, stage: Stage) -> Step:
         """sample -> filter -> score -> select."""
         recipe = self.recipe
+        limit = {} if stage.prompts is None else {"limit": stage.prompts}
         sampled = self.add(
             f"sample_{stage.name}",
             "sample",
@@ -185,6 +186,7 @@ class _Builder:
             sampling=recipe.sampling,
             temperature=stage.temperature,
             seed=recipe.seed,
+            **limit,
         )
         filtered = self._filter(stage, sampled)
         scored = self.add(

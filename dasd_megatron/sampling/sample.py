@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from dasd_megatron.errors import UserError
 from dasd_megatron.sampling.engine import Request, Sample, open_engine, sample_seed
 from dasd_megatron.step import StepContext
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer
@@ -108,4 +109,23 @@ def open_tokenizer(context: StepContext, name: str, model: Mapping[str, Any]) ->
 
 def _prompts(context: StepContext) -> list[dict[str, Any]]:
     prompts: list[dict[str, Any]] = context.artifact("prompts").read("prompts").to_pylist()
-    return prompts[: context.config.get("limit")]
+    limit = context.config.get("limit")
+    return _of_domains(context.name, prompts, limit) if isinstance(limit, dict) else prompts[:limit]
+
+
+def _of_domains(step: str, prompts: list[dict[str, Any]], wanted: Mapping[str, int]) -> list[dict[str, Any]]:
+    """The first so many prompts of each domain, in their order. Raises UserError where there are too few."""
+    found = Counter(prompt["domain"] for prompt in prompts)
+    for domain, count in wanted.items():
+        if found[domain] < count:
+            there = ", ".join(f"{name or 'none'} {number}" for name, number in found.most_common())
+            raise UserError(
+                f"{step}: the stage's prompts.{domain}={count}, but prompts.train has {found[domain]} of that domain (it has: "
+                f"{there}); lower the number, or mend the name"
+            )
+    left, chosen = dict(wanted), []
+    for prompt in prompts:
+        if left.get(prompt["domain"], 0):
+            left[prompt["domain"]] -= 1
+            chosen.append(prompt)
+    return chosen

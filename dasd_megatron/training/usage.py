@@ -25,8 +25,5 @@ def peak_flops(fp8: bool) -> float | None:
     if not torch.cuda.is_available():
         return None
     name = torch.cuda.get_device_name().lower()
-    gpu = next((peaks for known, peaks in GPUS.items() if known in name), None)
-    if gpu is None:
-        return None
-    bf16, eight_bit, _ = gpu
-    return eight_bit if fp8 and eight_bit is not None else bf16
+    gpu = next((gpu for known, gpu in GPUS.items() if known in name), None)
+    return None if gpu is None else gpu.peak(fp8)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dasd_megatron.recipe.estimate import (
+    GPUS,
+    GpuName,
     hours,
     parameter_count,
     rank_memory,
@@ -107,6 +109,7 @@ def test_memory_follows_layout_and_settings() -> None:
 
 
 def test_hours() -> None:
+    assert set(get_args(GpuName)) == set(GPUS)
     assert hours(989e12 * 3600 * 8 * 0.5, 8, "h100", fp8=False, efficiency=0.5) == pytest.approx(1.0)
     assert hours(1979e12 * 3600, 1, "h100", fp8=True, efficiency=1.0) == pytest.approx(1.0)
     assert hours(312e12 * 3600, 1, "a100", fp8=True, efficiency=1.0) == pytest.approx(1.0)  # has no FP8

@@ -37,8 +37,9 @@ def print_plan(recipe: Recipe, steps: Mapping[str, Step], jobs: Sequence[Job], c
     """Prints scripts as they will run, then the plan and its costs. Needs no cluster."""
     for name, script in scripts(recipe, jobs, cluster).items():
         print(f"----- {name} -----\n{script.rstrip()}\n")
-    print("\n".join(plan(recipe, jobs, cluster)))
-    print(f"\n{sum(step.done for step in steps.values())} of {len(steps)} steps are done")
+    if jobs:
+        print("\n".join(plan(recipe, jobs, cluster)) + "\n")
+    print(f"{sum(step.done for step in steps.values())} of {len(steps)} steps are done")
 
 
 def scripts(recipe: Recipe, jobs: Sequence[Job], cluster: Cluster) -> dict[str, str]:

@@ -12,9 +12,6 @@ from dasd_megatron.errors import UserError
 from dasd_megatron.recipe.estimate import GPUS
 from dasd_megatron.recipe.schema import Recipe, Stage
 
-# Share of the peak that hours are estimated at, where none is given.
-EFFICIENCY = 0.4
-
 
 def main(description: str | None) -> int:
     """Entry point; returns the exit code."""
@@ -30,7 +27,10 @@ def main(description: str | None) -> int:
     )
     parser.add_argument("--gpu", choices=GPUS, help="estimate: for this GPU, hours included; without it, for a CPU")
     parser.add_argument(
-        "--efficiency", type=_share, metavar="SHARE", help=f"estimate: share of the GPU's peak, {EFFICIENCY} by default"
+        "--efficiency",
+        type=_share,
+        metavar="SHARE",
+        help="estimate: share of the GPU's peak; the recipe's expected.flops_share by default",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the recipe's")
     args = parser.parse_intermixed_args()
@@ -50,7 +50,7 @@ def main(description: str | None) -> int:
         if args.estimate:
             from dasd_megatron.launch.print_estimate import print_estimate
 
-            print_estimate(recipe, stage, step, args.gpu, args.efficiency or EFFICIENCY)
+            print_estimate(recipe, stage, step, args.gpu, args.efficiency or recipe.expected.flops_share)
             return 0
         if args.dry_run:
             return _dry_run(recipe, stage)

@@ -67,7 +67,8 @@ class Cluster(Section):
     secrets: list[Variable] = []
     # Shell lines before each step, such as `module load cuda`.
     setup: list[str] = []
-    # Further parameters of sbatch, for example {qos: high, exclude: node17}; true for one without a value.
+    # Further parameters of sbatch, for example {qos: high, exclude: node17}; true for one without a value, false to leave
+    # out one that a job has by default (exclusive).
     sbatch: dict[str, str | int | bool] = {}
     # Absent where this machine is a login node.
     tunnel: Tunnel | None = None

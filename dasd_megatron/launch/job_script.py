@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 
 # In a job's folder: how its step stands, and a line for each attempt since the last one that got further.
 VERDICT, ATTEMPTS = "verdict", "attempts"
+# Variable: when the time limit is reached, in seconds since the epoch. Slurm's own, SLURM_JOB_END_TIME, is newer than 22.05.
+ENDS = "DASD_JOB_ENDS"
 # What the script exits with after too many attempts.
 TOO_MANY = 3
 
@@ -40,15 +42,19 @@ trap 'trap - EXIT; exit 143' TERM
 
 
 def setup_lines(
-    folder: str, tree: str | None, environment: Mapping[str, str], setup: Sequence[str], retries: int
+    folder: str, tree: str | None, environment: Mapping[str, str], setup: Sequence[str], seconds: int, retries: int
 ) -> str:
     """Lines before the step's srun: variables, the site's own lines, the shipped tree as working directory, how the job ends.
 
-    `folder`: the job's on the cluster; `tree`: None where none is shipped; `retries`: attempts in a row that may get no
-    further.
+    `folder`: the job's on the cluster; `tree`: None where none is shipped; `seconds`: the time limit; `retries`: attempts in
+    a row that may get no further.
     """
     folder = shlex.quote(folder)
-    lines = [_ADDRESS, *(f"export {name}={shlex.quote(value)}" for name, value in environment.items())]
+    lines = [
+        _ADDRESS,
+        f"export {ENDS}=$(($(date +%s) + {seconds}))",
+        *(f"export {name}={shlex.quote(value)}" for name, value in environment.items()),
+    ]
     if setup:
         lines += ["set -e", *setup, "set +e"]  # one that fails ends the job
     if tree is not None:

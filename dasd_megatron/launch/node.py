@@ -23,7 +23,7 @@ from typing import Never
 
 from dasd_megatron.artifacts.files import write_atomically, write_json
 from dasd_megatron.errors import Stopped, UserError
-from dasd_megatron.launch.job_script import ATTEMPTS
+from dasd_megatron.launch.job_script import ATTEMPTS, ENDS
 from dasd_megatron.launch.lead import EarlyStop
 from dasd_megatron.launch.local import RANKS, RUN_STEP, publish
 from dasd_megatron.launch.process import child_options, passed_on
@@ -110,9 +110,8 @@ def _train(path: Path, step: Step, processes: int, leads: bool) -> int:
     in_child, environment = child_options()
     process: subprocess.Popen[bytes] | None = None
     early: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-    if leads and "SLURM_JOB_END_TIME" in os.environ:  # the ranks of other nodes hear of it from this node's
-        ends = float(os.environ["SLURM_JOB_END_TIME"])
-        early = EarlyStop(step, ends, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+    if leads:  # the ranks of other nodes hear of it from this node's
+        early = EarlyStop(step, float(os.environ[ENDS]), lambda: os.kill(os.getpid(), signal.SIGUSR1))
     with passed_on(lambda: [process.pid] if process else []), early:
         command += [str(path), step.name, "--attempt", _attempt()]
         environment["OMP_NUM_THREADS"] = str(step.execution["threads"])

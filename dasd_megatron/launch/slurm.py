@@ -138,9 +138,12 @@ def _executor(recipe: Recipe, job: Job, cluster: Cluster, folder: str, shipment:
     resources = job.resources
     image = image_of(job, cluster)
     tree = f"{folder}/{TREE}" if shipment.tree else None
-    parameters: dict[str, Any] = {"kill_on_invalid_dep": "yes", **whole_nodes(resources), **cluster.sbatch}
-    if cluster.reservation is not None:
-        parameters["reservation"] = cluster.reservation
+    parameters = {
+        "kill_on_invalid_dep": "yes",
+        "reservation": cluster.reservation,
+        **whole_nodes(resources),
+        **cluster.sbatch,
+    }
     return run.SlurmExecutor(
         account=cluster.account,
         partition=cluster.partition_of(resources.group),
@@ -154,11 +157,13 @@ def _executor(recipe: Recipe, job: Job, cluster: Cluster, folder: str, shipment:
         signal=f"USR1@{job.lead_seconds}",
         container_image=image,
         container_mounts=[] if image is None else [f"{folder}:{folder}", *cluster.mounts],
-        additional_parameters=parameters,
+        additional_parameters={
+            name: value for name, value in parameters.items() if value is not None and value is not False
+        },
         srun_args=["--wait=0"],  # nodes that are ready earlier don't end the others
         env_vars={"MASTER_ADDR": "${head_node_ip%% *}"},
         setup_lines=setup_lines(
-            f"{folder}/{job.step.name}", tree, cluster.environment, cluster.setup, recipe.launch.retries
+            f"{folder}/{job.step.name}", tree, cluster.environment, cluster.setup, resources.time, recipe.launch.retries
         ),
         tunnel=tunnel_of(cluster),
         packager=shipment,

@@ -382,8 +382,8 @@ class Launch(Section):
     data: DataResources = DataResources()
     # Keys of these that differ in a single step, by the step's name: {sample_high_temperature: {nodes: 8}}.
     steps: dict[str, dict[str, Any]] = {}
-    # Seconds before the time limit when training is told to save: longer than one step and one save take (both are in
-    # steps.jsonl; a longer lead is taken where they show that it is needed).
+    # Seconds before the time limit when training is told to save: longer than one step and one save take. Where steps.jsonl
+    # and saves.jsonl show that they take longer, it is told earlier.
     lead_seconds: Positive = 300
     # Times in a row that a job may crash (a lost node, an NCCL error) without having got further, before it counts as failed.
     retries: NonNegative = 3

@@ -35,6 +35,7 @@ head_node_ip=$(srun --nodes=1 --ntasks=1 -w "$head_node" hostname --ip-address)
 export MASTER_ADDR=${head_node_ip%% *}
 case "$MASTER_ADDR" in 127.*) getent hosts "$head_node" > /dev/null && export MASTER_ADDR=$head_node ;; esac
 
+export DASD_JOB_ENDS=$(($(date +%s) + 14400))
 export NCCL_IB_HCA=mlx5
 [ -L /lustre/me/.nemo_run/experiments/toy/toy_TIME/filter_low_temperature/code ] || { rmdir /lustre/me/.nemo_run/experiments/toy/toy_TIME/filter_low_temperature/code; ln -s /lustre/me/.nemo_run/experiments/toy/toy_TIME/source /lustre/me/.nemo_run/experiments/toy/toy_TIME/filter_low_temperature/code; }
 

@@ -34,9 +34,12 @@ lint: setup
 test-unit: setup
 	$(BIN)/pytest tests/unit
 
-# Two processes, which share no fixture that takes long: see tests/conftest.py.
+# Tests that wait much, for Slurm and downloads, run beside the others; their output comes last.
+BESIDE := tests/slurm tests/integration/test_image.py tests/integration/test_run.py
 test: lint
-	$(BIN)/pytest --numprocesses 2 --dist loadgroup
+	@$(BIN)/pytest -o cache_dir=.pytest_cache/beside $(BESIDE) > .pytest-beside.log 2>&1 & beside=$$!; \
+	$(BIN)/pytest $(addprefix --ignore=,$(BESIDE)); main=$$?; \
+	wait $$beside; beside=$$?; cat .pytest-beside.log; exit $$((main || beside))
 
 clean:
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache

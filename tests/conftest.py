@@ -37,18 +37,6 @@ settings.register_profile("default", deadline=None)
 settings.load_profile("default")
 
 
-# What waits much (for Slurm, for downloads) or builds on the same small run goes beside the rest.
-BESIDE = ("tests/slurm/", "tests/integration/test_image.py", "tests/integration/test_run.py")
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two groups for `make test`, each in a process of its own: tests in one never run at the same time."""
-    for item in items:
-        beside = item.path.relative_to(ROOT).as_posix().startswith(BESIDE)
-        item.add_marker(pytest.mark.xdist_group("beside" if beside else "main"))
-
-
 @pytest.fixture(scope="session")
 def teacher_tokenizer() -> ChatTokenizer:
     return ChatTokenizer(TOY / "teacher")

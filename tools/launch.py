@@ -45,10 +45,8 @@ def main() -> int:
         from dasd_megatron.launch.main import launch
 
         return launch(args.recipe, args.overrides, dry_run=args.dry_run, only=args.only)
-    if args.watch and (args.dry_run or args.detach or args.ship_changes):
-        parser.error(
-            "--watch follows jobs, and submits or prints none: leave out --dry-run, --detach and --ship-changes"
-        )
+    if args.watch and (args.dry_run or args.detach):
+        parser.error("--watch follows jobs, and submits or prints none: leave out --dry-run and --detach")
     if args.cluster is None:
         parser.error("--executor slurm needs --cluster FILE; examples/cluster.yaml is one to start from")
 

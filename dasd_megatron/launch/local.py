@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from dasd_megatron.artifacts.artifact import Artifact
 from dasd_megatron.artifacts.files import disk_error, lock, write_atomically
 from dasd_megatron.errors import Stopped, UserError
 from dasd_megatron.launch.process import child_options, passed_on
+from dasd_megatron.launch.submission import SUBMISSION, Submission
 from dasd_megatron.recipe.schema import Parallel, Recipe
 from dasd_megatron.recipe.steps import Step
 
@@ -26,6 +28,7 @@ def run_all(recipe: Recipe, path: Path, overrides: Sequence[str], steps: Mapping
     """Runs every step that isn't done, then publishes the report and the final model in the run folder."""
     busy = f"{recipe.run_dir}: another process is running this recipe; wait for it, or choose another run_dir"
     with lock(recipe.run_dir / ".lock", busy):
+        _check_not_on_a_cluster(recipe)
         for number, step in enumerate(steps.values(), 1):
             if step.done:
                 print(f"[{number}/{len(steps)}] {step.name}: done before", flush=True)
@@ -35,6 +38,22 @@ def run_all(recipe: Recipe, path: Path, overrides: Sequence[str], steps: Mapping
             run_one(step, path, overrides)
             print(f"[{number}/{len(steps)}] {step.name}: {time.monotonic() - start:.1f} s", flush=True)
         publish(recipe, steps)
+
+
+def _check_not_on_a_cluster(recipe: Recipe) -> None:
+    """Raises UserError where Slurm jobs of this run folder are queued or running, as far as that can be seen from here."""
+    path = recipe.run_dir / SUBMISSION
+    if not path.is_file() or shutil.which("squeue") is None:
+        return
+    submission = Submission.read(path)
+    if submission.jobs:
+        command = ["squeue", "--noheader", "--format=%i", f"--jobs={','.join(submission.jobs.values())}"]
+        active = subprocess.run(command, capture_output=True, text=True).stdout.split()
+        if active:
+            raise UserError(
+                f"{recipe.run_dir}: this run is submitted ({submission.id} by {submission.user}); {len(active)} of its jobs are "
+                f"queued or running. Follow them with --executor slurm --watch, or cancel them with: scancel {' '.join(active)}"
+            )
 
 
 def run_one(step: Step, path: Path, overrides: Sequence[str]) -> None:

@@ -94,6 +94,15 @@ def test_a_run_that_is_submitted_already(site: Site, tmp_path: Path) -> None:
     (job,) = queued(site)
     assert f"{job} prompts_test (PENDING, root)" in errors
     assert f"scancel {job}" in errors
+    here = [argument for argument in run if argument not in PROMPTS]
+    local = subprocess.run(
+        [sys.executable, "tools/launch.py", *here],
+        cwd=ROOT,
+        env=site.cluster.environment,
+        capture_output=True,
+        text=True,
+    )
+    check_refused(local.returncode, local.stdout, local.stderr, f"this run is submitted ({submission['id']} by root)")
     watching = site.launch(*run, "--watch")
     assert watching.stdout is not None
     assert watching.stdout.readline() == f"following 1 jobs of {submission['id']}\n"

@@ -163,6 +163,7 @@ def test_watching_tells_how_it_ended(site: Site, tmp_path: Path) -> None:
 def test_a_submission_that_is_interrupted(site: Site, tmp_path: Path, recorded_sbatch: Path) -> None:
     """Ctrl-C between two jobs leaves none of them; kill -9 leaves some, which are found and named."""
     run = small_run(tmp_path / "run")
+    site.settings["sbatch"] = {"hold": True}  # none ends before it is looked for
     for number in (signal.SIGINT, signal.SIGKILL):
         recorded_sbatch.unlink(missing_ok=True)
         process = site.launch(*run)

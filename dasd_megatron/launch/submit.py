@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import getpass
 import os
+import signal
 import socket
+import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -155,22 +158,40 @@ def _submit(recipe: Recipe, jobs: Sequence[Job], site: Site, source: Source | No
     submission = Submission(experiment, getpass.getuser(), socket.gethostname(), when, folder, facts)
     site.record(recipe, submission)
     built = build(recipe, jobs, site.cluster, experiment, ships_tree=source is not None)
-    try:
-        with built:
-            built.run(detach=True)
-    except KeyboardInterrupt:
+    with _interruptions() as interrupted:
+        try:
+            with built:
+                built.run(detach=True)
+        except Exception as error:  # NeMo-Run has none of its own for it
+            _cancel(recipe, jobs, site)
+            sbatch = getattr(error, "result", None)
+            reason = str(error if sbatch is None else sbatch.stderr).strip()
+            raise UserError(f"the jobs can't be submitted: {reason}; those submitted before were cancelled") from error
+    if interrupted.is_set():
         _cancel(recipe, jobs, site)
-        raise UserError("interrupted; the jobs submitted so far were cancelled") from None
-    except Exception as error:  # NeMo-Run has none of its own for it
-        _cancel(recipe, jobs, site)
-        sbatch = getattr(error, "result", None)
-        reason = str(error if sbatch is None else sbatch.stderr).strip()
-        raise UserError(f"the jobs can't be submitted: {reason}; those submitted before were cancelled") from error
+        raise UserError("interrupted; the jobs submitted so far were cancelled")
     ids = {job.id: _id(job.handle) for job in built.jobs}
     site.record(recipe, replace(submission, jobs=ids))
     print(f"shipped: {source or 'nothing; the nodes use the dasd-megatron installed there'}")
     print(f"submitted {len(ids)} jobs as {experiment}; scripts and logs: {folder}")
     print(f"  nemorun experiment status {experiment}")
+
+
+@contextmanager
+def _interruptions() -> Iterator[threading.Event]:
+    """While open, Ctrl-C and requests to end only set the event: NeMo-Run's way to run commands swallows KeyboardInterrupt."""
+    interrupted = threading.Event()
+
+    def note(number: int, frame: object) -> None:
+        print("interrupted; what is submitted is taken back", file=sys.stderr, flush=True)
+        interrupted.set()
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield interrupted
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def _cancel(recipe: Recipe, jobs: Sequence[Job], site: Site) -> None:

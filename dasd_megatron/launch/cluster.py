@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from dasd_megatron.recipe.estimate import GpuName
 from dasd_megatron.recipe.load import load_section
+from dasd_megatron.recipe.resources import Group
 from dasd_megatron.recipe.schema import NonNegative, Positive, Section
 
-Group = Literal["training", "sampling", "data"]
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 _SECRET = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|API_?KEY|ACCESS_KEY)(_|$)", re.IGNORECASE)
 # A variable that is set to something other than another variable.
@@ -72,10 +72,6 @@ class Cluster(Section):
     sbatch: dict[str, str | int | bool] = {}
     # Absent where this machine is a login node.
     tunnel: Tunnel | None = None
-
-    def partition_of(self, group: str) -> str:
-        """Where steps of this part of the launch section go."""
-        return next((partition for kind, partition in self.partitions.items() if kind == group), self.partition)
 
     @field_validator("environment")
     @classmethod

@@ -67,7 +67,7 @@ class Job:
         return self.state in ENDED
 
 
-class ControllerAway(Exception):
+class ControllerAway(UserError):
     """Slurm's controller or its accounting doesn't answer at present."""
 
 
@@ -123,7 +123,7 @@ class Queue:
     def _ask(self, command: str) -> str:
         result = self._run(command)
         if result.return_code:
-            raise ControllerAway(result.stderr.strip())
+            raise ControllerAway(f"Slurm doesn't answer: {result.stderr.strip()}")
         return result.stdout
 
 

@@ -10,7 +10,7 @@ from paramiko import SSHException
 
 from dasd_megatron.errors import UserError
 from dasd_megatron.launch.cluster import Cluster
-from dasd_megatron.launch.queue import ControllerAway, Queue, Result
+from dasd_megatron.launch.queue import Queue, Result
 from dasd_megatron.launch.slurm import Job, image_of, job_prefix, tunnel_of, whole_nodes
 from dasd_megatron.launch.submission import SUBMISSION, Submission
 from dasd_megatron.recipe.resources import time_limit
@@ -86,7 +86,7 @@ class Site:
         resources = job.resources
         flags: dict[str, object] = {
             "account": self.cluster.account,
-            "partition": self.cluster.partition_of(resources.group),
+            "partition": self.cluster.partitions.get(resources.group, self.cluster.partition),
             "reservation": self.cluster.reservation,
             "time": time_limit(resources.time),
             "nodes": resources.nodes,
@@ -104,12 +104,7 @@ class Site:
         submission = self.submission(recipe)
         # Those of the latest submission, too: a recipe that was changed may imply other steps.
         names = {*steps, *(submission.jobs if submission else [])}
-        try:
-            jobs = self.queue.active([job_prefix(recipe) + name for name in sorted(names)])
-        except ControllerAway as error:
-            raise UserError(
-                f"Slurm on {self.host} doesn't answer: {error}; nothing was submitted, try again later"
-            ) from None
+        jobs = self.queue.active([job_prefix(recipe) + name for name in sorted(names)])
         if jobs:
             by = f"by {jobs[0].user}"
             if submission is not None:

@@ -146,7 +146,7 @@ def _executor(recipe: Recipe, job: Job, cluster: Cluster, folder: str, shipment:
     }
     return run.SlurmExecutor(
         account=cluster.account,
-        partition=cluster.partition_of(resources.group),
+        partition=cluster.partitions.get(resources.group, cluster.partition),
         job_name_prefix=job_prefix(recipe),
         time=time_limit(resources.time),
         nodes=resources.nodes,

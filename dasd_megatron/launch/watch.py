@@ -19,7 +19,6 @@ from dasd_megatron.recipe.steps import Step
 # Seconds between looks at Slurm: what its administrators ask of scripts, and soon enough for jobs of minutes.
 POLL = 5.0
 LOG_LINES = 25
-CANCELLED_WITH_ANOTHER = "DependencyNeverSatisfied"
 
 
 def follow(site: Site, recipe: Recipe, steps: Mapping[str, Step]) -> int:
@@ -88,7 +87,7 @@ class Watch:
 
     def _say_away(self, error: ControllerAway) -> None:
         if not self._away:
-            print(f"Slurm doesn't answer ({error}); jobs are not touched by that, watching goes on", flush=True)
+            print(f"{error}; jobs are not touched by that, watching goes on", flush=True)
         self._away = True
 
     def _tell(self, job: Job) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from dasd_megatron.errors import UserError
 from dasd_megatron.recipe.schema import Parallel, Recipe, Resources
 from dasd_megatron.recipe.steps import ENGINE_KINDS, Step
+
+# Parts of the launch section.
+Group = Literal["training", "sampling", "data"]
 
 
 @dataclass(frozen=True)
@@ -15,12 +19,12 @@ class JobResources:
     """Resources of one job.
 
     Attributes:
-        group: which part of the launch section they come from: training, sampling or data.
+        group: which part of the launch section they come from.
         processes_per_node: ranks of a training step, engine processes of a sampling step, 1 of others.
         time: the limit, in seconds.
     """
 
-    group: str
+    group: Group
     nodes: int
     gpus_per_node: int
     processes_per_node: int
@@ -30,7 +34,7 @@ class JobResources:
     image: str
 
 
-def group_of(kind: str) -> str:
+def group_of(kind: str) -> Group:
     """The part of the launch section that steps of this kind go by."""
     if kind == "train":
         return "training"

@@ -359,7 +359,6 @@ class Resources(Section):
 class SamplingResources(Resources):
     """Of steps that run an engine: sample, score, answer, continue, evaluate."""
 
-    # Short jobs start sooner where they fill gaps; a shard is all that one loses.
     image: str = "sampling"
 
 

@@ -10,8 +10,7 @@ SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 WORKDIR /opt/dasd-megatron
 LABEL org.opencontainers.image.title="DASD-Megatron" \
       org.opencontainers.image.description="Distribution-aligned sequence distillation of reasoning models on Megatron-Core" \
-      org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.version="0.1.0"
+      org.opencontainers.image.licenses="Apache-2.0"
 
 
 FROM common AS training

@@ -1,6 +1,7 @@
-# make demo   distil the toy student from the toy teacher on this machine: runs/toy/report.html
-# make test   lint, types and every test
-# Both set themselves up first: a virtual environment in .venv, from requirements.lock.
+# make demo       distil the toy student from the toy teacher on this machine: runs/toy/report.html
+# make test       lint, types, unit tests, and an integration test of each promise; needs no root, and nothing outside this folder
+# make test-all   that, then the rest: every parallel layout, a real Slurm, images, downloads; as root with apt
+# Each sets itself up first: a virtual environment in .venv, from requirements.lock.
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,8 +9,10 @@ BIN := $(VENV)/bin
 RECIPE ?= examples/toy/recipe.yaml
 # key=value overrides of the recipe, for example: make demo SET="seed=2 run_dir=runs/toy-2"
 SET ?=
+# Two processes; tests of one module stay together (tests/conftest.py).
+PYTEST := $(BIN)/pytest -n 2 --dist loadgroup
 
-.PHONY: setup demo lint test test-unit clean
+.PHONY: setup demo lint docs test test-all test-rest test-unit clean
 
 setup: $(VENV)/.complete
 
@@ -23,23 +26,28 @@ $(VENV)/.complete: requirements.lock pyproject.toml
 	touch $@
 
 demo: setup
-	$(BIN)/python tools/launch.py $(RECIPE) $(SET)
+	$(BIN)/dasd launch $(RECIPE) $(SET)
 
-lint: setup
+lint: setup docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile
 
-test-unit: setup
-	$(BIN)/pytest tests/unit
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# Tests that wait much, for Slurm and downloads, run beside the others; their output comes last.
-BESIDE := tests/slurm tests/integration/test_image.py tests/integration/test_run.py
 test: lint
-	@$(BIN)/pytest -o cache_dir=.pytest_cache/beside $(BESIDE) > .pytest-beside.log 2>&1 & beside=$$!; \
-	$(BIN)/pytest $(addprefix --ignore=,$(BESIDE)); main=$$?; \
-	wait $$beside; beside=$$?; cat .pytest-beside.log; exit $$((main || beside))
+	$(PYTEST) -m "not full"
+
+test-all: test test-rest
+
+test-rest: setup
+	$(PYTEST) -m full
+
+test-unit: setup
+	$(BIN)/pytest tests/unit -m "not full"
 
 clean:
-	rm -rf runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf runs site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -78,7 +78,7 @@ def main() -> None:
 def random_weights(folder: Path, layers: int) -> None:
     """A model folder with random bf16 weights, written tensor by tensor."""
     hf = qwen3(folder, **QWEN3_4B, num_hidden_layers=layers)
-    sizes = {name: size for part in hf.parts for name, size in zip(part.hf, part.sizes, strict=True)}
+    sizes = {name: size for part in hf.parts for name, size in zip(part.hf, part.hf_shapes, strict=True)}
     writer = SafetensorsWriter(folder, {name: TensorToWrite(size, torch.bfloat16) for name, size in sizes.items()})
     for name, size in sizes.items():
         writer.write(name, torch.empty(size, dtype=torch.bfloat16).normal_(std=0.02))

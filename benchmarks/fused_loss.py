@@ -17,9 +17,9 @@ import time
 
 import torch
 
-from dasd_megatron.recipe.schema import Parallel
-from dasd_megatron.training.distributed import process_groups
-from dasd_megatron.training.loss import loss_sum
+from dasd_megatron.config.training import ParallelConfig
+from dasd_megatron.megatron_model.process_groups import process_groups
+from dasd_megatron.training.fused_loss import loss_sum
 
 
 def measure(tokens: int, vocabulary: int, hidden: int, eager: bool) -> dict[str, float]:
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=64, help="small: it adds no logits")
     parser.add_argument("--eager", action="store_true", help="as plain PyTorch does it")
     args = parser.parse_args()
-    with process_groups(Parallel(), seed=0):
+    with process_groups(ParallelConfig(), seed=0):
         print(json.dumps(measure(args.tokens, args.vocabulary, args.hidden, args.eager)))
 
 

@@ -29,23 +29,23 @@ SIZES: dict[str, tuple[dict[str, Any], int]] = {
 def measure(name: str) -> dict[str, float]:
     """Bytes that two training steps took, and the estimate by part."""
     from benchmarks.models import qwen3, random_model, random_pack
-    from dasd_megatron.recipe.estimate import rank_memory
-    from dasd_megatron.recipe.schema import Memory, Parallel, Training
-    from dasd_megatron.training.distributed import process_groups
-    from dasd_megatron.training.model import ModelOptions
+    from dasd_megatron.config.training import MemoryConfig, ParallelConfig, TrainingConfig
+    from dasd_megatron.megatron_model.build_model import ModelOptions
+    from dasd_megatron.megatron_model.process_groups import process_groups
+    from dasd_megatron.planning.memory_estimate import rank_memory
     from dasd_megatron.training.trainer import Trainer
 
     fields, tokens = SIZES[name]
-    training = Training(precision="fp32", global_batch=1)
+    training = TrainingConfig(precision="fp32", global_batch=1)
     documents = [tokens // 2, tokens // 4, tokens // 8, tokens // 8]
-    with tempfile.TemporaryDirectory() as folder, process_groups(Parallel(), 0):
+    with tempfile.TemporaryDirectory() as folder, process_groups(ParallelConfig(), 0):
         hf = qwen3(Path(folder), **fields)
         before = _peak()
-        trainer = Trainer(random_model(hf, ModelOptions(), tokens), hf, Parallel(), training, Memory())
+        trainer = Trainer(random_model(hf, ModelOptions(), tokens), hf, ParallelConfig(), training, MemoryConfig())
         for seed in range(2):
-            trainer.step([random_pack(documents, fields["vocab_size"], seed)], learning_rate=1e-5)
+            trainer.step([random_pack(documents, fields["vocab_size"], seed)], lr=1e-5)
         measured = _peak() - before
-        estimate = rank_memory(hf.shape, Parallel(), training, Memory(), tokens, "cpu")
+        estimate = rank_memory(hf.shape, ParallelConfig(), training, MemoryConfig(), tokens, "cpu")
     return {"measured": measured, "estimated": estimate.total, **vars(estimate)}
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from conversion.hf_model import HFModel
-from dasd_megatron.recipe.schema import Parallel
-from dasd_megatron.training.data import Pack
-from dasd_megatron.training.model import ModelOptions, build_model
+from dasd_megatron.config.training import ParallelConfig
+from dasd_megatron.megatron_model.build_model import ModelOptions, build_model
+from dasd_megatron.megatron_model.micro_batch import Pack
+from dasd_megatron.models.hf_model import HFModel
 
 
 def qwen3(folder: Path, **fields: Any) -> HFModel:
@@ -40,7 +40,7 @@ def qwen3(folder: Path, **fields: Any) -> HFModel:
 
 def random_model(hf: HFModel, options: ModelOptions, length: int) -> list[Any]:
     """The Megatron model with random weights, in one process."""
-    chunks = build_model(hf, Parallel(), options, length)
+    chunks = build_model(hf, ParallelConfig(), options, length)
     torch.manual_seed(0)
     with torch.no_grad():
         for name, parameter in chunks[0].named_parameters():

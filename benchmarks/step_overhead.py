@@ -23,10 +23,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.models import qwen3, random_model, random_pack
-from dasd_megatron.recipe.schema import Memory, Parallel, Training
-from dasd_megatron.training.data import Pack
-from dasd_megatron.training.distributed import process_groups
-from dasd_megatron.training.model import ModelOptions
+from dasd_megatron.config.training import MemoryConfig, ParallelConfig, TrainingConfig
+from dasd_megatron.megatron_model.build_model import ModelOptions
+from dasd_megatron.megatron_model.micro_batch import Pack
+from dasd_megatron.megatron_model.process_groups import process_groups
 from dasd_megatron.training.trainer import Trainer
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -68,9 +68,9 @@ def compare(fields: dict[str, Any], documents: list[int], steps: int) -> tuple[i
     with tempfile.TemporaryDirectory() as folder:
         hf = qwen3(Path(folder), **fields)
         pack = random_pack(documents, fields["vocab_size"])
-        training = Training(precision="fp32", global_batch=1)
+        training = TrainingConfig(precision="fp32", global_batch=1)
         chunks = random_model(hf, ModelOptions(), sum(documents))
-        ours = Trainer(chunks, hf, Parallel(), training, Memory())
+        ours = Trainer(chunks, hf, ParallelConfig(), training, MemoryConfig())
         theirs = transformers_step(Path(folder), pack)
         times: tuple[list[float], list[float]] = ([], [])
         for number in range(steps + 1):
@@ -94,7 +94,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     documents = [args.tokens // args.documents] * args.documents
     print(f"{'size':>6} {'parameters':>12} {'Megatron ms':>12} {'transformers ms':>16} {'ratio':>6}")
-    with process_groups(Parallel(), 0):
+    with process_groups(ParallelConfig(), 0):
         for name, fields in SIZES.items():
             parameters, ours, theirs = compare(fields, documents, args.steps)
             print(f"{name:>6} {parameters:>12,} {ours * 1e3:>12.1f} {theirs * 1e3:>16.1f} {ours / theirs:>6.2f}")

@@ -25,13 +25,14 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.models import qwen3, random_model, random_pack
-from conversion.hf_model import HFModel
-from dasd_megatron.recipe.estimate import GIB, training_flops
-from dasd_megatron.recipe.schema import Memory, Parallel, Training
-from dasd_megatron.training.distributed import process_groups
-from dasd_megatron.training.model import ModelOptions
+from dasd_megatron.config.gpu_specs import GIB
+from dasd_megatron.config.training import MemoryConfig, ParallelConfig, TrainingConfig
+from dasd_megatron.megatron_model.build_model import ModelOptions
+from dasd_megatron.megatron_model.process_groups import process_groups
+from dasd_megatron.models.flops import training_flops
+from dasd_megatron.models.hf_model import HFModel
+from dasd_megatron.training.device_stats import peak_flops
 from dasd_megatron.training.trainer import Trainer
-from dasd_megatron.training.usage import peak_flops
 
 # Qwen3's own sizes, and one for a CPU.
 SIZES: dict[str, dict[str, Any]] = {
@@ -62,9 +63,11 @@ ON_GPU = torch.cuda.is_available()
 
 def megatron(hf: HFModel, length: int, fp8: str | None) -> Callable[[], object]:
     """One step of ours."""
-    training = Training(precision="bf16" if ON_GPU else "fp32", fp8=fp8, global_batch=1)  # type: ignore[arg-type]
-    memory = Memory(recompute="full")
-    trainer = Trainer(random_model(hf, ModelOptions.of(training, memory), length), hf, Parallel(), training, memory)
+    training = TrainingConfig(precision="bf16" if ON_GPU else "fp32", fp8=fp8, global_batch=1)  # type: ignore[arg-type]
+    memory = MemoryConfig(recompute="full")
+    trainer = Trainer(
+        random_model(hf, ModelOptions.of(training, memory), length), hf, ParallelConfig(), training, memory
+    )
     pack = random_pack([length], hf.shape.vocabulary)
     return lambda: trainer.step([pack], 1e-5)
 
@@ -120,7 +123,7 @@ def main() -> None:
     args = parser.parse_args()
     print(torch.cuda.get_device_name() if ON_GPU else "CPU", f"torch {torch.__version__}, Qwen3 {args.size}")
     print(f"{'tokens':>7} {'what':>18} {'ms a step':>10} {'tokens/s':>10} {'TFLOP/s':>8} {'of peak':>8} {'GiB':>6}")
-    with tempfile.TemporaryDirectory() as folder, process_groups(Parallel(), 0):
+    with tempfile.TemporaryDirectory() as folder, process_groups(ParallelConfig(), 0):
         hf = qwen3(Path(folder), **SIZES[args.size])
         for length in args.lengths:
             contenders: dict[str, Callable[[], Callable[[], object]]] = {

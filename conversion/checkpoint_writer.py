@@ -21,14 +21,14 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from conversion.checkpoint_metadata import INDEX
-from conversion.mapping import Part
 from conversion.safetensors_writer import bytes_of
-from dasd_megatron.artifacts.files import underlying, write_atomically, write_json
+from dasd_megatron.models.checkpoint_index import INDEX
+from dasd_megatron.models.parameter_mapping import ParamInstance
+from dasd_megatron.utils.files import underlying, write_atomically, write_json
 
 ALIGNMENT = 64  # bytes, so that readers can use what they map into memory as it is
 FILE_BYTES = 256 << 20
-# What Megatron keeps of a module besides its parameters; only FP8 has something to say there.
+# What Megatron keeps of a module beside its parameters; only FP8 has something to say there.
 _STATELESS = ("embedding.", "output_layer.")
 
 
@@ -42,9 +42,11 @@ class Written:
     dtype: torch.dtype
 
 
-def files_of(parts: Sequence[Part], size: Callable[[Part], int]) -> list[tuple[str, list[Part]]]:
+def files_of(
+    parts: Sequence[ParamInstance], size: Callable[[ParamInstance], int]
+) -> list[tuple[str, list[ParamInstance]]]:
     """Shares `parts` out over files of similar size, in order. The names are Megatron's."""
-    files: list[list[Part]] = [[]]
+    files: list[list[ParamInstance]] = [[]]
     filled = 0
     for part in parts:
         if files[-1] and filled + size(part) > FILE_BYTES:
@@ -55,7 +57,9 @@ def files_of(parts: Sequence[Part], size: Callable[[Part], int]) -> list[tuple[s
     return [(f"__{number}_0.distcp", content) for number, content in enumerate(files)]
 
 
-def write_parts(path: Path, parts: Iterable[Part], content: Callable[[Part], torch.Tensor]) -> list[Written]:
+def write_parts(
+    path: Path, parts: Iterable[ParamInstance], content: Callable[[ParamInstance], torch.Tensor]
+) -> list[Written]:
     """Writes one file. OSError where the system refuses."""
     written = []
     with path.open("wb") as file:
@@ -63,22 +67,22 @@ def write_parts(path: Path, parts: Iterable[Part], content: Callable[[Part], tor
             offset = file.tell() + -file.tell() % ALIGNMENT
             file.seek(offset)
             tensor = content(part)
-            _save(tensor.reshape(*(1 for _ in part.place), *tensor.shape), file)
+            _save(tensor.reshape(*(1 for _ in part.index), *tensor.shape), file)
             written.append(Written(path.name, offset, file.tell() - offset, tensor.dtype))
         file.flush()
         os.fsync(file.fileno())
     return written
 
 
-def write_index(folder: Path, parts: Sequence[Part], written: Sequence[Written]) -> None:
+def write_index(folder: Path, parts: Sequence[ParamInstance], written: Sequence[Written]) -> None:
     """Writes what makes the files a checkpoint that Megatron loads in any layout."""
     metadata: dict[str, Any] = {}
     storage: dict[MetadataIndex, _StorageInfo] = {}
     for part, place in zip(parts, written, strict=True):
-        start = torch.Size((*part.place, *(0 for _ in part.megatron_size)))
-        size = torch.Size((*(1 for _ in part.place), *part.megatron_size))
+        start = torch.Size((*part.index, *(0 for _ in part.megatron_shape)))
+        size = torch.Size((*(1 for _ in part.index), *part.megatron_shape))
         if part.key not in metadata:
-            whole = torch.Size((*part.stack, *part.megatron_size))
+            whole = torch.Size((*part.stacked_shape, *part.megatron_shape))
             metadata[part.key] = TensorStorageMetadata(TensorProperties(place.dtype), whole, [])
         metadata[part.key].chunks.append(ChunkStorageMetadata(start, size))
         storage[MetadataIndex(part.key, start)] = _StorageInfo(place.file, place.offset, place.length)
@@ -90,15 +94,15 @@ def write_index(folder: Path, parts: Sequence[Part], written: Sequence[Written])
     write_json(folder / "metadata.json", {"sharded_backend": "torch_dist", "sharded_backend_version": 1})
 
 
-def extra_states(parts: Iterable[Part]) -> list[str]:
+def extra_states(parts: Iterable[ParamInstance]) -> list[str]:
     """Names of the extra states that Megatron looks for beside the parameters: one a module, empty but for FP8."""
     names: dict[str, None] = {}
     for part in parts:
         module, _, parameter = part.key.rpartition(".")
         if parameter == "layer_norm_weight" or part.key.startswith(_STATELESS) or ".router" in part.key:
             continue
-        place = ".".join(map(str, part.place)) or "0"
-        names[f"{module}._extra_state/shard_{place}_{'.'.join(map(str, part.stack)) or '1'}"] = None
+        place = ".".join(map(str, part.index)) or "0"
+        names[f"{module}._extra_state/shard_{place}_{'.'.join(map(str, part.stacked_shape)) or '1'}"] = None
     return list(names)
 
 

@@ -10,14 +10,13 @@ from typing import Any
 
 import torch
 
-from conversion.carried import FILES
-from conversion.decoder import DEFAULT_EPSILON
-from conversion.hf_model import HFModel
-from conversion.mapping import Part
 from conversion.megatron_checkpoint import MegatronCheckpoint
-from conversion.rope import rope_settings
 from conversion.safetensors_writer import bytes_of
-from conversion.workers import advance, work
+from conversion.worker_pool import advance, work
+from dasd_megatron.models.hf_assets import ASSET_FILES
+from dasd_megatron.models.hf_model import HFModel
+from dasd_megatron.models.parameter_mapping import ParamInstance
+from dasd_megatron.models.rope import rope_settings
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def compare_tensors(hf: HFModel, checkpoint: MegatronCheckpoint) -> TensorCompar
     hf.check_tensors()
     checkpoint.check_tensors(hf.parts)
 
-    def compare(parts: Sequence[Part]) -> tuple[list[TensorDifference], bytes]:
+    def compare(parts: Sequence[ParamInstance]) -> tuple[list[TensorDifference], bytes]:
         differences, digest = [], hashlib.sha256()
         for part in parts:
             found, content = _compare_part(hf, checkpoint, part)
@@ -79,32 +78,31 @@ def compare_tensors(hf: HFModel, checkpoint: MegatronCheckpoint) -> TensorCompar
     )
 
 
-def compare_models(hf: HFModel, carried: HFModel) -> list[str]:
+def compare_models(hf: HFModel, checkpoint_hf: HFModel) -> list[str]:
     """What shapes the model and differs between its config and the checkpoint's, by meaning rather than spelling."""
-    theirs, ours = _meaning(hf), _meaning(carried)
+    theirs, ours = _meaning(hf), _meaning(checkpoint_hf)
     found = [
         f"{name} is {theirs.get(name)!r}, but {ours.get(name)!r} in the checkpoint"
         for name in sorted({*theirs, *ours})
         if theirs.get(name) != ours.get(name)
     ]
-    if not _same_rope(hf, carried):
-        found.append(f"rope is {_rope(hf)}, but {_rope(carried)} in the checkpoint")
+    if not _same_rope(hf, checkpoint_hf):
+        found.append(f"rope is {_rope(hf)}, but {_rope(checkpoint_hf)} in the checkpoint")
     return found
 
 
-def compare_files(hf: Path, carried: Path) -> list[str]:
+def compare_files(hf: Path, checkpoint_hf: Path) -> list[str]:
     """Tokenizer, template and generation files that aren't the same in both folders."""
-    return [name for name in FILES if _hash(hf / name) != _hash(carried / name)]
+    return [name for name in ASSET_FILES if _hash(hf / name) != _hash(checkpoint_hf / name)]
 
 
 def _meaning(hf: HFModel) -> dict[str, Any]:
-    """Sizes, and what Megatron builds the model from besides."""
-    epsilon = hf.config.get("rms_norm_eps", DEFAULT_EPSILON)
+    """Sizes, and what else Megatron builds the model from."""
     return {
         "family": hf.family.architecture,
         **vars(hf.shape),
-        "rms_norm_eps": epsilon,
-        **hf.family.arguments(hf.config),
+        "rms_norm_eps": hf.norm_epsilon,
+        **hf.megatron_arguments,
     }
 
 
@@ -113,16 +111,18 @@ def _rope(hf: HFModel) -> str:
     return f"{kind!r} with base {base:g}" + "".join(f", {name} {value}" for name, value in settings.items())
 
 
-def _same_rope(hf: HFModel, carried: HFModel) -> bool:
-    ours, theirs = carried.rope, hf.rope
+def _same_rope(hf: HFModel, checkpoint_hf: HFModel) -> bool:
+    ours, theirs = checkpoint_hf.rope, hf.rope
     return ours.attention_factor == theirs.attention_factor and torch.equal(
         ours.inverse_frequencies, theirs.inverse_frequencies
     )
 
 
-def _compare_part(hf: HFModel, checkpoint: MegatronCheckpoint, part: Part) -> tuple[list[TensorDifference], bytes]:
+def _compare_part(
+    hf: HFModel, checkpoint: MegatronCheckpoint, part: ParamInstance
+) -> tuple[list[TensorDifference], bytes]:
     parameter = checkpoint.parameter(part).contiguous()
-    digest = hashlib.sha256(f"{part.key} {part.place} {parameter.dtype} {list(parameter.shape)}".encode())
+    digest = hashlib.sha256(f"{part.key} {part.index} {parameter.dtype} {list(parameter.shape)}".encode())
     digest.update(bytes_of(parameter))
     if torch.equal(_bits(hf.parameter(part).to(parameter.dtype)), _bits(parameter)):
         return [], digest.digest()
@@ -145,8 +145,8 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().view(torch.int16 if tensor.element_size() == 2 else torch.int32)
 
 
-def _by_layer(parts: Sequence[Part]) -> list[list[Part]]:
-    layers: dict[tuple[int | None, str], list[Part]] = {}
+def _by_layer(parts: Sequence[ParamInstance]) -> list[list[ParamInstance]]:
+    layers: dict[tuple[int | None, str], list[ParamInstance]] = {}
     for part in parts:
         layers.setdefault((part.layer, "" if part.layer is not None else part.key), []).append(part)
     return list(layers.values())

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from conversion.carried import FILES
-from conversion.checkpoint_metadata import INDEX
-from conversion.hf_model import DTYPES, HFModel, StoredTensor
 from conversion.megatron_checkpoint import MegatronCheckpoint
-from conversion.rope import rope_settings
-from dasd_megatron.errors import UserError
-from dasd_megatron.progress import amount
+from dasd_megatron.models.checkpoint_index import INDEX
+from dasd_megatron.models.hf_assets import ASSET_FILES
+from dasd_megatron.models.hf_model import DTYPES, HFModel, StoredTensor
+from dasd_megatron.models.rope import rope_settings
+from dasd_megatron.utils.errors import UserError
+from dasd_megatron.utils.progress import amount
 
 
 def describe(folder: Path) -> str:
@@ -39,7 +38,7 @@ def _hf(folder: Path) -> dict[str, str]:
     return facts | {
         "dtype": _dtypes((_stored_as(tensor), _numel(tensor.size)) for tensor in stored),
         "shards": _files(files),
-        "carried along": _carried(folder),
+        "assets": _assets(folder),
         "conversion": f"{len(hf.tensors):,} tensors make {len({part.key for part in hf.parts}):,} of a Megatron checkpoint",
     }
 
@@ -51,11 +50,11 @@ def _megatron(checkpoint: MegatronCheckpoint) -> dict[str, str]:
         "dtype": _dtypes((str(tensor.properties.dtype), sizes[name]) for name, tensor in checkpoint.weights.items()),
         "shards": _files(checkpoint.files),
     }
-    if not checkpoint.carries_config:
+    if not checkpoint.has_hf_config:
         found = f"{len(sizes):,} tensors, {sum(sizes.values()):,} parameters"
-        return facts | {"weights": found} | stored | {"conversion": "export needs --like: no config is carried along"}
+        return facts | {"weights": found} | stored | {"conversion": "export needs --like: it has no config"}
     hf = HFModel(checkpoint.hf_folder)
-    facts |= _model(hf) | stored | {"carried along": _carried(checkpoint.hf_folder)}
+    facts |= _model(hf) | stored | {"assets": _assets(checkpoint.hf_folder)}
     try:
         checkpoint.check_tensors(hf.parts)
     except UserError as error:
@@ -69,22 +68,22 @@ def _megatron(checkpoint: MegatronCheckpoint) -> dict[str, str]:
 def _model(hf: HFModel) -> dict[str, str]:
     shape = hf.shape
     total = sum(part.numel for part in hf.parts)
-    idle = sum(part.numel for part in hf.parts if part.expert is not None and part.expert >= shape.chosen_experts)
-    experts = f", {shape.experts} experts of which {shape.chosen_experts} a token" if shape.experts else ""
+    idle = sum(part.numel for part in hf.parts if part.expert is not None and part.expert >= shape.top_k)
+    experts = f", {shape.experts} experts of which {shape.top_k} a token" if shape.experts else ""
     return {
         "family": hf.family.architecture,
         "parameters": f"{total:,}" + (f", {total - idle:,} of them for each token" if shape.experts else ""),
-        "layers": f"{shape.layers}, hidden {shape.hidden}, feed-forward {shape.feed_forward}{experts}",
+        "layers": f"{shape.layers}, hidden {shape.hidden}, feed-forward {shape.ffn_hidden_size}{experts}",
         "heads": f"{shape.heads}, {shape.query_groups} of keys and values, of dimension {shape.head_dim}",
         "vocabulary": f"{shape.vocabulary:,}, head {'tied to' if shape.tied else 'apart from'} the embedding",
-        "rope": _rope(hf.config),
+        "rope": _rope(hf),
     }
 
 
-def _rope(config: dict[str, Any]) -> str:
-    kind, base, settings = rope_settings(config, "")
+def _rope(hf: HFModel) -> str:
+    kind, base, settings = rope_settings(hf.config, "")
     more = "".join(f", {name} {value}" for name, value in settings.items())
-    return f"{kind}, base {base:,.0f}{more}, positions {config.get('max_position_embeddings')}"
+    return f"{kind}, base {base:,.0f}{more}, positions {hf.max_positions}"
 
 
 def _dtypes(tensors: Iterable[tuple[str, int]]) -> str:
@@ -105,8 +104,8 @@ def _files(files: Iterable[Path]) -> str:
     return f"{len(sizes)} files, {amount(sum(sizes))}"
 
 
-def _carried(folder: Path) -> str:
-    return ", ".join(name for name in FILES if (folder / name).is_file()) or "no tokenizer, no template"
+def _assets(folder: Path) -> str:
+    return ", ".join(name for name in ASSET_FILES if (folder / name).is_file()) or "no tokenizer, no template"
 
 
 def _numel(size: tuple[int, ...]) -> int:

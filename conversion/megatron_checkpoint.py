@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 
-from conversion.carried import HF_FOLDER
-from conversion.checkpoint_metadata import read_index
-from conversion.mapping import Part
-from dasd_megatron.errors import UserError
+from dasd_megatron.models.checkpoint_index import read_index
+from dasd_megatron.models.hf_assets import HF_ASSETS
+from dasd_megatron.models.parameter_mapping import ParamInstance
+from dasd_megatron.utils.errors import UserError
 
 # Beside weights a checkpoint holds the optimizer's state, random states and other values of a training run.
 _NOT_WEIGHTS = ("optimizer.", "random/", "common_state/", "rng_state/", "rerun_state_machine_state/")
@@ -35,7 +35,7 @@ class _Chunk:
 
 
 class MegatronCheckpoint:
-    """Read access. Raises UserError for a folder that is none, or whose files are cut off."""
+    """Read access. Raises UserError for a folder that is none, or whose files are truncated."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -50,21 +50,21 @@ class MegatronCheckpoint:
 
     @property
     def has_optimizer(self) -> bool:
-        """Whether a training run can go on from it."""
+        """Whether a training run can resume from it."""
         return any(name.startswith("optimizer.") for name in self._index.state_dict_metadata)
 
     @property
-    def carries_config(self) -> bool:
+    def has_hf_config(self) -> bool:
         """Whether it says which model it is of; Megatron's own tools don't write that."""
-        return (self.folder / HF_FOLDER / "config.json").is_file()
+        return (self.folder / HF_ASSETS / "config.json").is_file()
 
     @property
     def hf_folder(self) -> Path:
-        """The model's config and tokenizer. Raises UserError where the checkpoint carries none."""
-        folder = self.folder / HF_FOLDER
-        if not self.carries_config:
+        """The model's config and tokenizer. Raises UserError where the checkpoint has none."""
+        folder = self.folder / HF_ASSETS
+        if not self.has_hf_config:
             raise UserError(
-                f"{self.folder}: carries no {HF_FOLDER}/config.json; say with --like which Hugging Face folder has its config"
+                f"{self.folder}: has no {HF_ASSETS}/config.json; say with --like which Hugging Face folder has its config"
             )
         return folder
 
@@ -77,12 +77,12 @@ class MegatronCheckpoint:
             if isinstance(stored, TensorStorageMetadata) and not name.startswith(_NOT_WEIGHTS)
         }
 
-    def dtype(self, part: Part) -> torch.dtype:
+    def dtype(self, part: ParamInstance) -> torch.dtype:
         """Of one parameter."""
         dtype: torch.dtype = self.weights[part.key].properties.dtype
         return dtype
 
-    def check_tensors(self, parts: Sequence[Part]) -> None:
+    def check_tensors(self, parts: Sequence[ParamInstance]) -> None:
         """Raises UserError unless the weights are exactly `parts`, in their sizes."""
         wanted = {part.key: part for part in parts}
         missing = [key for key in wanted if key not in self.weights]
@@ -94,17 +94,17 @@ class MegatronCheckpoint:
                 f"{self.folder}: holds {surplus[0]}, which this model doesn't have; a conversion would lose it"
             )
         for key, part in wanted.items():
-            size, expected = tuple(self.weights[key].size), (*part.stack, *part.megatron_size)
-            rows = len(part.stack)
-            if part.entry.megatron_sizes[0] == _VOCABULARY and 0 <= size[rows] - expected[rows] < _MOST_PADDING:
+            size, expected = tuple(self.weights[key].size), (*part.stacked_shape, *part.megatron_shape)
+            rows = len(part.stacked_shape)
+            if part.entry.megatron_dims[0] == _VOCABULARY and 0 <= size[rows] - expected[rows] < _MOST_PADDING:
                 size = (*size[:rows], expected[rows], *size[rows + 1 :])
             if size != expected:
                 raise UserError(f"{self.folder}: {key} is {list(size)}, but config.json implies {list(expected)}")
 
-    def parameter(self, part: Part) -> torch.Tensor:
+    def parameter(self, part: ParamInstance) -> torch.Tensor:
         """One parameter, without padding; a view of the file where one piece holds it all."""
-        start = (*part.place, *(0 for _ in part.megatron_size))
-        size = (*(1 for _ in part.place), *part.megatron_size)
+        start = (*part.index, *(0 for _ in part.megatron_shape))
+        size = (*(1 for _ in part.index), *part.megatron_shape)
         result: torch.Tensor | None = None
         missing = torch.empty(0)
         for chunk in self._chunks_of(part):
@@ -114,20 +114,20 @@ class MegatronCheckpoint:
                 continue
             piece = self._read(part.key, chunk)[_slices(low, high, chunk.start)]
             if piece.shape == size:
-                return piece.reshape(part.megatron_size)
+                return piece.reshape(part.megatron_shape)
             if result is None:
                 result, missing = torch.empty(size, dtype=piece.dtype), torch.ones(size, dtype=torch.bool)
             place = _slices(low, high, start)
             result[place], missing[place] = piece, False
         if result is None or missing.any():
             raise UserError(f"{self.folder}: pieces of {part.key} are missing")
-        return result.reshape(part.megatron_size)
+        return result.reshape(part.megatron_shape)
 
-    def _chunks_of(self, part: Part) -> list[_Chunk]:
+    def _chunks_of(self, part: ParamInstance) -> list[_Chunk]:
         """Pieces that may hold some of a parameter."""
         stored = self._chunks[part.key]
         return (
-            stored.get(part.place[0], []) if part.place else [chunk for chunks in stored.values() for chunk in chunks]
+            stored.get(part.index[0], []) if part.index else [chunk for chunks in stored.values() for chunk in chunks]
         )
 
     @cached_property
@@ -177,7 +177,7 @@ class MegatronCheckpoint:
         with path.open("rb") as opened:
             size = os.fstat(opened.fileno()).st_size
             if size < end:
-                raise UserError(f"{path}: cut off at {size:,} of {end:,} bytes; copy the checkpoint again")
+                raise UserError(f"{path}: truncated at {size:,} of {end:,} bytes; copy the checkpoint again")
             # Private, so that torch takes it; nothing is ever written.
             return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
 
@@ -194,20 +194,16 @@ class _Reader(io.RawIOBase):
         self._content, self._position = content, 0
 
     def readable(self) -> bool:
-        """See RawIOBase."""
         return True
 
     def seekable(self) -> bool:
-        """See RawIOBase."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """See RawIOBase."""
         self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: len(self._content)}[whence]
         return self._position
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """See RawIOBase."""
         content = self._content[self._position : self._position + len(buffer)]
         buffer[: len(content)] = content
         self._position += len(content)

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from conversion.hf_model import HFModel
-from dasd_megatron.errors import UserError
+from dasd_megatron.models.hf_model import HFModel
+from dasd_megatron.utils.errors import UserError
 
 TEXTS = (
     "The capital of France is",
@@ -53,18 +53,18 @@ class Probe:
 
 
 @dataclass
-class Expected:
+class ReferenceOutputs:
     """What transformers computed, fp32: `logits` [tokens, vocabulary] and `layers`, each [tokens, hidden], by probe."""
 
     probes: list[Probe] = field(default_factory=list)
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
-def expected(hf: HFModel, weights: torch.dtype = torch.float32) -> Expected:
+def reference_outputs(hf: HFModel, weights: torch.dtype = torch.float32) -> ReferenceOutputs:
     """Runs transformers on the CPU in fp32, with the model's weights rounded to the type `weights`."""
     model = _load(hf, weights)
     tokenizer = _tokenizer(hf.folder)
-    found = Expected()
+    found = ReferenceOutputs()
     with torch.no_grad():
         for number, prompt in enumerate(_prompts(hf, tokenizer)):
             ids = [*prompt, *_greedy(model, prompt)]
@@ -128,7 +128,7 @@ def _prompts(hf: HFModel, tokenizer: Any) -> list[list[int]]:
 
 
 def _far(hf: HFModel) -> Probe:
-    last = hf.config.get("max_position_embeddings") or 0
+    last = hf.max_positions or 0
     starts = [*FAR_POSITIONS, *([last - BLOCK] if last > FAR_POSITIONS[-1] + 2 * BLOCK else [])]
     positions = [start + place for start in starts for place in range(BLOCK)]
     return Probe("far positions", _random_tokens(hf, len(positions), len(TEXTS)), positions, len(positions))

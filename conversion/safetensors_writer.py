@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from conversion.hf_model import DTYPES, INDEX, WEIGHTS
-from dasd_megatron.artifacts.files import sync, write_json
+from dasd_megatron.models.hf_model import DTYPES, INDEX, WEIGHTS
+from dasd_megatron.utils.files import sync, write_json
 
 SHARD_BYTES = 2 << 30
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}

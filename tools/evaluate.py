@@ -1,18 +1,9 @@
 #!/usr/bin/env python
-"""Runs one step that measures a model on held-out problems, or writes the report.
-
-Its inputs must be done; `tools/launch.py RECIPE --dry-run` lists the steps.
-
-examples:
-  python tools/evaluate.py examples/toy/recipe.yaml --step evaluate_student
-  python tools/evaluate.py examples/toy/recipe.yaml --step report
-"""
+"""The same as `dasd evaluate`."""
 
 import sys
 
-from dasd_megatron.launch.tool import step_tool
-
-KINDS = ("evaluate", "report")
+from dasd_megatron.cli.evaluate import main
 
 if __name__ == "__main__":
-    sys.exit(step_tool(__doc__, KINDS))
+    sys.exit(main("python tools/evaluate.py", sys.argv[1:]))

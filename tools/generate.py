@@ -1,18 +1,9 @@
 #!/usr/bin/env python
-"""Runs one step that reads prompts or samples responses.
-
-Its inputs must be done; `tools/launch.py RECIPE --dry-run` lists the steps.
-
-examples:
-  python tools/generate.py examples/toy/recipe.yaml --step sample_low_temperature
-  python tools/generate.py examples/toy/recipe.yaml --step answer_mixed_policy launch.replicas=1
-"""
+"""The same as `dasd generate`."""
 
 import sys
 
-from dasd_megatron.launch.tool import step_tool
-
-KINDS = ("prompts", "sample", "answer", "continue")
+from dasd_megatron.cli.generate import main
 
 if __name__ == "__main__":
-    sys.exit(step_tool(__doc__, KINDS))
+    sys.exit(main("python tools/generate.py", sys.argv[1:]))

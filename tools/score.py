@@ -1,17 +1,9 @@
 #!/usr/bin/env python
-"""Runs one step that scores the teacher's responses under the student.
-
-Its inputs must be done; `tools/launch.py RECIPE --dry-run` lists the steps.
-
-examples:
-  python tools/score.py examples/toy/recipe.yaml --step score_low_temperature
-"""
+"""The same as `dasd score`."""
 
 import sys
 
-from dasd_megatron.launch.tool import step_tool
-
-KINDS = ("score",)
+from dasd_megatron.cli.score import main
 
 if __name__ == "__main__":
-    sys.exit(step_tool(__doc__, KINDS))
+    sys.exit(main("python tools/score.py", sys.argv[1:]))

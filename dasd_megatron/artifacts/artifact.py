@@ -1,6 +1,6 @@
 """An artifact: a folder of Parquet shards or a checkpoint, `manifest.json`, and last of all `COMPLETE`.
 
-Nothing else in the project writes data files. A shard is whole or absent, so a killed step goes on from its last shard;
+Nothing else in the project writes data files. A shard is whole or absent, so a killed step resumes from its last shard;
 `COMPLETE` holds the hash of the manifest, which holds the hash of every shard.
 """
 
@@ -16,9 +16,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dasd_megatron.artifacts.files import disk_error, write_atomically, write_json
-from dasd_megatron.artifacts.hashing import hash_file
-from dasd_megatron.errors import UserError
+from dasd_megatron.utils.errors import UserError
+from dasd_megatron.utils.files import disk_error, write_atomically, write_json
+from dasd_megatron.utils.hashing import hash_file
 
 MANIFEST = "manifest.json"
 COMPLETE = "COMPLETE"
@@ -51,7 +51,7 @@ class Artifact:
         self.manifest: dict[str, Any] = json.loads(content)
 
     def _remedy(self) -> str:
-        return f"delete the folder {self.path} and run again: the step makes it anew"
+        return f"delete the folder {self.path} and run again: the step makes it again"
 
     def shards(self, table: str) -> list[dict[str, Any]]:
         """Manifest entries (name, bytes, sha256, rows) of a table's shards, in order."""

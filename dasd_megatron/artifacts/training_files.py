@@ -1,6 +1,8 @@
-"""Files in a training artifact that are read without torch."""
+"""Names inside a training artifact that are read without torch."""
 
-# One JSON line a step.
-STEPS = "steps.jsonl"
+# One JSON line an optimizer step.
+METRICS = "metrics.jsonl"
 # One JSON line a checkpoint: after which step, and how long it took.
 SAVES = "saves.jsonl"
+# Weights of the finished stage, and of the imported student.
+CHECKPOINT = "checkpoint"

@@ -7,8 +7,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 
-from dasd_megatron.errors import UserError
 from dasd_megatron.tokenization.response_format import CLOSE, MARKUP, OPEN
+from dasd_megatron.utils.errors import UserError
 
 
 class SentenceSplitter:

@@ -6,6 +6,7 @@ of a response less the model's, over the same text. It needs no shared vocabular
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,12 +15,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import ArrayLike
 
-from dasd_megatron.errors import UserError
-from dasd_megatron.evaluation.graders import final_answer, grade
-from dasd_megatron.sampling.engine import Engine, Request, open_engine, sample_seed
-from dasd_megatron.sampling.sample import open_tokenizer
-from dasd_megatron.step import StepContext
+from dasd_megatron.config.evaluation import EvaluationConfig
+from dasd_megatron.config.models import ModelConfig
+from dasd_megatron.grading.registry import grade
+from dasd_megatron.sampling.engine_step import EngineStepConfig, EngineStepKind, EngineWork, open_engine
+from dasd_megatron.sampling.engines.engine import Engine, Request
+from dasd_megatron.sampling.seeds import sample_seed
+from dasd_megatron.steps.cost_estimate import TEXT, Cost, Documents, InputEstimates, responses_of
+from dasd_megatron.steps.step import StepContext
 from dasd_megatron.tokenization.response_format import response_format, response_tokens
+from dasd_megatron.tokenization.tokenizer import open_tokenizer
+from dasd_megatron.utils.errors import UserError
 
 ANSWERS = pa.schema(
     [
@@ -37,19 +43,33 @@ ALIGNMENT = pa.schema([("uuid", pa.string()), ("teacher_logprob", pa.float64()),
 GREEDY = 0.0
 
 
-class EvaluateStep:
-    """See ShardedStep; a shard is `problems_per_shard` problems and the reference responses to the same problems."""
+class EvaluateConfig(EngineStepConfig):
+    """Config of a step `evaluate`."""
 
+    model: ModelConfig
+    teacher: ModelConfig
+    # Whether the model is the teacher, whose own tokens need no translation.
+    is_teacher: bool
+    evaluation: EvaluationConfig
+    seed: int
+
+
+class EvaluateStep(EngineStepKind[EvaluateConfig]):
+    """Reads `prompts` and the teacher's responses to them, `reference`, and runs `model`.
+
+    A shard is `problems_per_shard` problems and the reference responses to the same problems.
+    """
+
+    name = "evaluate"
     table = "answers"
 
-    def shard_count(self, context: StepContext) -> int:
-        """See ShardedStep."""
-        size: int = context.config["evaluation"]["problems_per_shard"]
-        return -(-len(_problems(context)) // size)
+    def shard_count(self, context: StepContext[EvaluateConfig]) -> int:
+        """Shards of the problems."""
+        return math.ceil(len(_problems(context)) / context.config.evaluation.problems_per_shard)
 
-    def open(self, context: StepContext) -> Callable[[int], Mapping[str, pa.Table]]:
-        """See ShardedStep."""
-        size = context.config["evaluation"]["problems_per_shard"]
+    def open(self, context: StepContext[EvaluateConfig]) -> Callable[[int], Mapping[str, pa.Table]]:
+        """Loads the engine; answers and scores a shard."""
+        size = context.config.evaluation.problems_per_shard
         problems, reference = _problems(context), context.artifact("reference")
         evaluator = Evaluator(context)
 
@@ -64,12 +84,12 @@ class EvaluateStep:
 
         return work
 
-    def summarize(self, context: StepContext) -> dict[str, Any]:
-        """See ShardedStep."""
+    def summarize(self, context: StepContext[EvaluateConfig]) -> dict[str, Any]:
+        """Accuracy by way of decoding, and alignment, with standard errors."""
         answers = pa.concat_tables(list(context.output.tables(self.table)))
         aligned = pa.concat_tables(list(context.output.tables("alignment")))
         accuracy = {}
-        for temperature in _temperatures(context.config["evaluation"]):
+        for temperature in _temperatures(context.config.evaluation):
             chosen = answers.filter(pc.equal(answers["temperature"], pa.scalar(temperature, pa.float32())))
             by_problem = chosen.group_by("uuid").aggregate([("correct", "mean")])["correct_mean"]
             accuracy[_name(temperature)] = mean_and_error(by_problem.to_numpy())
@@ -85,30 +105,52 @@ class EvaluateStep:
             "alignment": mean_and_error(difference),
         }
 
+    def shards(self, config: EvaluateConfig, inputs: InputEstimates) -> int:
+        """Shards of the problems."""
+        return math.ceil(inputs.prompts("prompts") / config.evaluation.problems_per_shard)
+
+    def cost(self, config: EvaluateConfig, inputs: InputEstimates) -> Cost:
+        """The answers' text."""
+        answers = _expected_answers(config, inputs)
+        read = answers.count * answers.prompt + inputs.documents("reference").tokens
+        written = answers.count * answers.response
+        return Cost(answers.count, "answers", read, written, evaluates=True, bytes=written * TEXT)
+
+    def work(self, config: EvaluateConfig, inputs: InputEstimates) -> EngineWork:
+        """Decodes every answer, and scores the reference responses."""
+        return EngineWork(scored=inputs.documents("reference"), decoded=_expected_answers(config, inputs))
+
+
+def _expected_answers(config: EvaluateConfig, inputs: InputEstimates) -> Documents:
+    """One greedy answer to each problem, and the sampled ones."""
+    settings, problems = config.evaluation, inputs.prompts("prompts")
+    answers = problems * (1 + len(settings.temperatures) * settings.samples)
+    return responses_of(problems, answers, settings.max_tokens, inputs.expected)
+
 
 class Evaluator:
     """A model, loaded, with what it takes to question it."""
 
-    def __init__(self, context: StepContext) -> None:
+    def __init__(self, context: StepContext[EvaluateConfig]) -> None:
         self._config = context.config
-        self._tokenizer = open_tokenizer(context, "model", context.config["model"])
-        self._format = response_format(context.config["model"]["response_format"], self._tokenizer)
-        teacher = open_tokenizer(context, "teacher", context.config["teacher"])
-        self._teacher_format = response_format(context.config["teacher"]["response_format"], teacher)
+        self._tokenizer = open_tokenizer(context.inputs["model"], context.config.model)
+        self._format = response_format(context.config.model.response_format, self._tokenizer)
+        teacher = open_tokenizer(context.inputs["teacher"], context.config.teacher)
+        self._teacher_format = response_format(context.config.teacher.response_format, teacher)
         self._engine: Engine = open_engine(context)
 
     def answers(self, problems: list[dict[str, Any]]) -> pa.Table:
         """Graded answers, greedy and sampled."""
-        settings, rows = self._config["evaluation"], []
+        settings, rows = self._config.evaluation, []
         prompts = {problem["uuid"]: self._tokenizer.prompt_ids(problem["input"]) for problem in problems}
         for temperature in _temperatures(settings):
-            count = 1 if temperature == GREEDY else settings["samples"]
+            count = 1 if temperature == GREEDY else settings.samples
             asked = [(problem, index) for problem in problems for index in range(count)]
             requests = [
                 Request(
                     prompts[problem["uuid"]],
-                    sample_seed(self._config["seed"], "evaluate", temperature, problem["uuid"], index),
-                    settings["max_tokens"],
+                    sample_seed(self._config.seed, "evaluate", temperature, problem["uuid"], index),
+                    settings.max_tokens,
                 )
                 for problem, index in asked
             ]
@@ -116,7 +158,7 @@ class Evaluator:
             for (problem, index), request, sample in zip(asked, requests, samples, strict=True):
                 stopped = sample.finish_reason == "stop"
                 response = self._format.parse(request.prompt_ids, [], sample.token_ids, stopped)
-                right = stopped and grade(final_answer(response.text), problem["answer"], settings["grader"])
+                right = stopped and grade(response.text, problem["answer"], settings.grader)
                 rows.append(
                     {
                         "uuid": problem["uuid"],
@@ -138,7 +180,7 @@ class Evaluator:
             if row["finish_reason"] != "stop":
                 continue
             prompt, tokens = row["prompt_ids"], row["token_ids"]
-            if not self._config["is_teacher"]:
+            if not self._config.is_teacher:
                 text = self._teacher_format.parse(prompt, row["prefix_ids"], tokens, stopped=True).text
                 prompt, tokens = self._in_own_tokens(row["input"], text)
             if len(prompt) + len(tokens) >= self._engine.max_length:
@@ -163,13 +205,13 @@ def mean_and_error(values: ArrayLike) -> dict[str, float]:
     return {"mean": float(array.mean()), "standard_error": float(error)}
 
 
-def _problems(context: StepContext) -> list[dict[str, Any]]:
+def _problems(context: StepContext[EvaluateConfig]) -> list[dict[str, Any]]:
     problems: list[dict[str, Any]] = context.artifact("prompts").read("prompts").to_pylist()
     return problems
 
 
-def _temperatures(settings: Mapping[str, Any]) -> list[float]:
-    return [GREEDY, *settings["temperatures"]]
+def _temperatures(settings: EvaluationConfig) -> list[float]:
+    return [GREEDY, *settings.temperatures]
 
 
 def _name(temperature: float) -> str:

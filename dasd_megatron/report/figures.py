@@ -119,9 +119,7 @@ def probability_density(by_temperature: Mapping[str, Sequence[float]]) -> str:
     return _svg(figure)
 
 
-def sentence_probabilities(
-    teacher: Sequence[float], student: Sequence[float], kinds: Sequence[str], threshold: float
-) -> str:
+def sentence_scatter(teacher: Sequence[float], student: Sequence[float], kinds: Sequence[str], threshold: float) -> str:
     """Teacher against student probability of each sentence, coloured by kind."""
     figure, axes = _figure(5.2)
     for kind, color in KIND_COLORS.items():
@@ -164,18 +162,18 @@ def dropped_by_reason(dropped: Mapping[str, Mapping[str, int]]) -> str:
     return _svg(figure)
 
 
-def cut_off_by_length(teacher_tokens: Sequence[float], cut_off: Sequence[bool], bins: int = 6) -> str:
-    """Share of the student's answers that were cut off, by the length of the teacher's response."""
+def truncated_by_length(teacher_tokens: Sequence[float], truncated: Sequence[bool], bins: int = 6) -> str:
+    """Share of the student's answers that were truncated, by the length of the teacher's response."""
     figure, axes = _figure()
     order = np.argsort(teacher_tokens, kind="stable")
     groups = [group for group in np.array_split(order, bins) if len(group)]
-    lengths, cut = np.asarray(teacher_tokens), np.asarray(cut_off)
+    lengths, cut = np.asarray(teacher_tokens), np.asarray(truncated)
     labels = [f"{lengths[group].min():.0f}-{lengths[group].max():.0f}" for group in groups]
     bars = axes.bar(range(len(groups)), [100 * cut[group].mean() for group in groups], 0.7, color=COLORS[1])
     axes.bar_label(bars, fmt="%.1f", padding=2)
     axes.set_xticks(range(len(groups)), labels)
     axes.set_xlabel("teacher's length, tokens of the student (bins of equal size)")
-    axes.set_ylabel("cut off, %")
+    axes.set_ylabel("truncated, %")
     axes.margins(y=0.15)
     axes.grid(axis="x", visible=False)
     return _svg(figure)

@@ -12,24 +12,43 @@ from jinja2 import Environment, FileSystemLoader
 
 from dasd_megatron import __version__
 from dasd_megatron.artifacts.artifact import Artifact
-from dasd_megatron.artifacts.files import write_atomically, write_json
-from dasd_megatron.report import figures
-from dasd_megatron.step import StepContext
+from dasd_megatron.artifacts.training_files import METRICS
+from dasd_megatron.steps.step import StepConfig, StepContext, StepKind
+from dasd_megatron.utils.files import write_atomically, write_json
 
 PAGE, SUMMARY = "report.html", "summary.json"
 # Responses a temperature in the density figure; more would change no pixel.
 MAX_RESPONSES = 20_000
 
 
-def run(context: StepContext) -> dict[str, Any]:
-    """Writes both files into the artifact."""
-    artifacts = {name: Artifact(path) for name, path in context.inputs.items()}
-    models = [name.removeprefix("evaluate_") for name in artifacts if name.startswith("evaluate_")]
-    summary = summarize(artifacts, models)
-    write_json(context.output.path / SUMMARY, summary)
+class ReportConfig(StepConfig):
+    """Config of a step `report`."""
+
+    title: str
+    stages: list[str]
+
+
+class ReportStep(StepKind[ReportConfig]):
+    """Reads every step of the run."""
+
+    name = "report"
+
+    def run(self, context: StepContext[ReportConfig]) -> dict[str, Any]:
+        """Writes both files into the artifact."""
+        artifacts = {name: Artifact(path) for name, path in context.inputs.items()}
+        models = [name.removeprefix("evaluate_") for name in artifacts if name.startswith("evaluate_")]
+        summary = summarize(artifacts, models)
+        write_json(context.output.path / SUMMARY, summary)
+        page = _page(context.config.title, artifacts, models, summary)
+        write_atomically(context.output.path / PAGE, lambda file: file.write(page))
+        return {"counts": {"models": len(models)}}
+
+
+def _page(title: str, artifacts: Mapping[str, Artifact], models: list[str], summary: Mapping[str, Any]) -> bytes:
+    """The HTML page."""
     template = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template("page.html")
-    page = template.render(
-        title=context.config["title"],
+    return template.render(
+        title=title,
         version=__version__,
         summary=summary,
         models=models,
@@ -37,8 +56,6 @@ def run(context: StepContext) -> dict[str, Any]:
         figures=_figures(artifacts, models, summary),
         steps={name: artifact.manifest for name, artifact in artifacts.items()},
     ).encode()
-    write_atomically(context.output.path / PAGE, lambda file: file.write(page))
-    return {"counts": {"models": len(models)}}
 
 
 def summarize(artifacts: Mapping[str, Artifact], models: list[str]) -> dict[str, Any]:
@@ -62,6 +79,8 @@ def summarize(artifacts: Mapping[str, Artifact], models: list[str]) -> dict[str,
 
 def _figures(artifacts: Mapping[str, Artifact], models: list[str], summary: Mapping[str, Any]) -> dict[str, str]:
     """SVG by title, in the order of the page."""
+    from dasd_megatron.report import figures  # matplotlib
+
     evaluations = {model: artifacts[f"evaluate_{model}"].manifest for model in models}
     drawn = {
         "Accuracy by stage": figures.accuracy_by_stage({m: row["accuracy"] for m, row in evaluations.items()}),
@@ -71,24 +90,24 @@ def _figures(artifacts: Mapping[str, Artifact], models: list[str], summary: Mapp
     }
     for name, artifact in _of_kind(artifacts, "select").items():
         sentences = artifact.read("sentences")
-        drawn[f"Sentences: {name.removeprefix('select_').replace('_', ' ')}"] = figures.sentence_probabilities(
+        drawn[f"Sentences: {name.removeprefix('select_').replace('_', ' ')}"] = figures.sentence_scatter(
             sentences["teacher"].to_pylist(),
             sentences["student"].to_pylist(),
             sentences["kind"].to_pylist(),
-            artifact.manifest["config"]["selection"]["threshold"],
+            artifact.manifest["threshold"],
         )
     dropped = {
         name: artifact.manifest["dropped"] for name, artifact in artifacts.items() if artifact.manifest.get("dropped")
     }
     if dropped:
-        drawn["Rows set aside, by reason"] = figures.dropped_by_reason(dropped)
-    for name, artifact in _of_kind(artifacts, "answer").items():
+        drawn["Dropped rows, by reason"] = figures.dropped_by_reason(dropped)
+    for name, artifact in _of_kind(artifacts, "rollout").items():
         answers = artifact.read("responses")
-        cap = artifact.manifest["config"]["mixed_policy"]["length_cap"]
+        cap = artifact.manifest["length_cap"]
         lengths = [tokens / cap for tokens in answers["max_tokens"].to_pylist()]
-        cut_off = [reason == "length" for reason in answers["finish_reason"].to_pylist()]
-        title = f"Student answers cut off, by length: {name.removeprefix('answer_').replace('_', ' ')}"
-        drawn[title] = figures.cut_off_by_length(lengths, cut_off)
+        truncated = [reason == "length" for reason in answers["finish_reason"].to_pylist()]
+        title = f"Student answers truncated, by length: {name.removeprefix('answer_').replace('_', ' ')}"
+        drawn[title] = figures.truncated_by_length(lengths, truncated)
     drawn["Time by step"] = figures.seconds_by_step(summary["seconds"])
     return drawn
 
@@ -100,7 +119,7 @@ def _of_kind(artifacts: Mapping[str, Artifact], kind: str) -> dict[str, Artifact
 def _losses(artifacts: Mapping[str, Artifact]) -> dict[str, list[float]]:
     losses = {}
     for name, artifact in _of_kind(artifacts, "train").items():
-        lines = artifact.file("steps.jsonl").read_text().splitlines()
+        lines = artifact.file(METRICS).read_text().splitlines()
         losses[name.removeprefix("train_")] = [json.loads(line)["loss"] for line in lines]
     return losses
 
@@ -111,8 +130,8 @@ def _response_probabilities(artifacts: Mapping[str, Artifact]) -> dict[str, list
     for name, artifact in _of_kind(artifacts, "sample").items():
         if name == "reference":
             continue
-        values = by_temperature.setdefault(f"{artifact.manifest['config']['temperature']:g}", [])
-        for row in artifact.rows("responses", ["logprobs"]):
+        for row in artifact.rows("responses", ["logprobs", "temperature"]):
+            values = by_temperature.setdefault(f"{row['temperature']:g}", [])
             if len(values) == MAX_RESPONSES:
                 break
             if row["logprobs"]:

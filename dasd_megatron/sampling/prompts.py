@@ -12,8 +12,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dasd_megatron.errors import UserError
-from dasd_megatron.step import StepContext
+from dasd_megatron.config.prompts import PromptColumns, PromptSource
+from dasd_megatron.steps.cost_estimate import TEXT, Cost, InputEstimates, Unknown
+from dasd_megatron.steps.step import StepConfig, StepContext, StepKind
+from dasd_megatron.utils.errors import UserError
 
 PROMPTS = pa.schema([("uuid", pa.string()), ("input", pa.string()), ("domain", pa.string()), ("answer", pa.string())])
 DROPPED = pa.schema([("place", pa.string()), ("reason", pa.string()), ("content", pa.string())])
@@ -27,56 +29,87 @@ class BadRow(Exception):
         self.reason = reason
 
 
-def run(context: StepContext) -> dict[str, Any]:
-    """Reads, checks and writes all prompts. A bad row stops the step with its place, or is set aside and counted.
+class PromptsStepConfig(StepConfig):
+    """Config of a step `prompts`."""
 
-    Problems to learn from that are among the held-out ones are always set aside: they would make the measures worthless.
+    source: PromptSource
+    # Held-out problems need a reference answer.
+    needs_answer: bool
+
+
+class PromptsStep(StepKind[PromptsStepConfig]):
+    """Reads, checks and writes all prompts of `source`. A bad row stops the step with its place, or is dropped and counted.
+
+    Problems to learn from that are among the `held_out` ones are always dropped: they would make the measures worthless.
     """
-    source = context.config["source"]
-    path = context.inputs.get("source")
-    kept: list[dict[str, str | None]] = []
-    dropped: list[dict[str, str]] = []
-    seen: dict[str, str] = {}
-    held_out = _held_out(context)
-    for place, raw in _raw_rows(path, source):
-        if source["limit"] is not None and len(kept) == source["limit"]:
-            break
-        try:
-            row = prompt_row(raw, source["columns"])
-            uuid = str(row["uuid"])
-            if uuid in seen:
-                raise BadRow("duplicate_uuid", f"uuid {uuid!r} stands at {seen[uuid]} already")
-            if context.config["needs_answer"] and row["answer"] is None:
-                raise BadRow(
-                    "no_answer", "there is no answer to grade by; name its column in prompts.test.columns.answer"
-                )
-        except BadRow as bad:
-            if source["bad_rows"] == "error":
-                raise UserError(
-                    f"{place}: {bad}; mend it, or set prompts.*.bad_rows=drop to set such rows aside"
-                ) from None
-            content = raw if isinstance(raw, str) else json.dumps(raw, default=str)
-            dropped.append({"place": place, "reason": bad.reason, "content": content})
-            continue
-        if row["input"] in held_out:  # no mistake in the row, so never an error
-            dropped.append({"place": place, "reason": "held_out", "content": str(row["input"])})
-            continue
-        seen[uuid] = place
-        kept.append(row)
-    if not kept:
-        raise UserError(f"{path or source['dataset']}: no usable prompt in it")
-    context.output.write_shard("dropped", 0, pa.Table.from_pylist(dropped, DROPPED))
-    context.output.write_shard("prompts", 0, pa.Table.from_pylist(kept, PROMPTS))
-    return {"counts": {"prompts": len(kept)}, "dropped": dict(Counter(row["reason"] for row in dropped))}
+
+    name = "prompts"
+
+    def run(self, context: StepContext[PromptsStepConfig]) -> dict[str, Any]:
+        """Writes the tables `prompts` and `dropped`."""
+        source, path = context.config.source, context.inputs.get("source")
+        kept: list[dict[str, str | None]] = []
+        dropped: list[dict[str, str]] = []
+        seen: dict[str, str] = {}
+        held_out = _held_out(context)
+        for place, raw in _raw_rows(path, source):
+            if source.limit is not None and len(kept) == source.limit:
+                break
+            try:
+                row = _checked_row(raw, place, seen, context.config)
+            except BadRow as bad:
+                if source.bad_rows == "error":
+                    raise UserError(
+                        f"{place}: {bad}; fix it, or set prompts.*.bad_rows=drop to drop such rows"
+                    ) from None
+                content = raw if isinstance(raw, str) else json.dumps(raw, default=str)
+                dropped.append({"place": place, "reason": bad.reason, "content": content})
+                continue
+            if row["input"] in held_out:  # no mistake in the row, so never an error
+                dropped.append({"place": place, "reason": "held_out", "content": str(row["input"])})
+                continue
+            seen[str(row["uuid"])] = place
+            kept.append(row)
+        if not kept:
+            raise UserError(f"{path or source.dataset}: no usable prompt in it")
+        context.output.write_shard("dropped", 0, pa.Table.from_pylist(dropped, DROPPED))
+        context.output.write_shard("prompts", 0, pa.Table.from_pylist(kept, PROMPTS))
+        return {"counts": {"prompts": len(kept)}, "dropped": dict(Counter(row["reason"] for row in dropped))}
+
+    def prompts(self, config: PromptsStepConfig, inputs: InputEstimates) -> float:
+        """The limit: how many rows there are isn't known before they are read."""
+        if config.source.limit is None:
+            key = "prompts.test" if config.needs_answer else "prompts.train"
+            raise Unknown(f"how many prompts there are: set {key}.limit")
+        return float(config.source.limit)
+
+    def cost(self, config: PromptsStepConfig, inputs: InputEstimates) -> Cost:
+        """Their text."""
+        prompts = inputs.own_prompts()
+        tokens = prompts * inputs.expected.prompt_tokens
+        return Cost(prompts, "prompts", tokens_out=tokens, bytes=tokens * TEXT)
 
 
-def _held_out(context: StepContext) -> set[str]:
+def _checked_row(
+    raw: str | Mapping[str, Any], place: str, seen: Mapping[str, str], config: PromptsStepConfig
+) -> dict[str, str | None]:
+    """The row as a prompt; `seen`: places by uuid of those before it. Raises BadRow."""
+    row = prompt_row(raw, config.source.columns)
+    uuid = str(row["uuid"])
+    if uuid in seen:
+        raise BadRow("duplicate_uuid", f"uuid {uuid!r} stands at {seen[uuid]} already")
+    if config.needs_answer and row["answer"] is None:
+        raise BadRow("no_answer", "there is no answer to grade by; name its column in prompts.test.columns.answer")
+    return row
+
+
+def _held_out(context: StepContext[PromptsStepConfig]) -> set[str]:
     if "held_out" not in context.inputs:
         return set()
     return set(context.artifact("held_out").read("prompts")["input"].to_pylist())
 
 
-def prompt_row(raw: str | Mapping[str, Any], columns: Mapping[str, str | None]) -> dict[str, str | None]:
+def prompt_row(raw: str | Mapping[str, Any], columns: PromptColumns) -> dict[str, str | None]:
     """One prompt from a JSON line or a mapping. Raises BadRow."""
     if isinstance(raw, str):
         if not raw.strip():
@@ -89,11 +122,11 @@ def prompt_row(raw: str | Mapping[str, Any], columns: Mapping[str, str | None]) 
             raise BadRow("malformed_json", f"not valid JSON ({error})") from None
         if not isinstance(raw, dict):
             raise BadRow("malformed_json", "a line must be one JSON object")
-    text = raw.get(columns["input"] or "input")
+    text = raw.get(columns.input)
     if not isinstance(text, str) or not text.strip():
         raise BadRow(
             "no_input",
-            f"column {columns['input']!r} is missing or empty; name the right one in prompts.*.columns.input",
+            f"column {columns.input!r} is missing or empty; name the right one in prompts.*.columns.input",
         )
     values: dict[str, str | None] = {"input": text}
     try:
@@ -101,7 +134,7 @@ def prompt_row(raw: str | Mapping[str, Any], columns: Mapping[str, str | None]) 
     except (UnicodeEncodeError, RecursionError):
         raise BadRow("invalid_unicode", "a text holds half a character (a lone surrogate)") from None
     for name in ("uuid", "domain", "answer"):
-        column = columns[name]
+        column: str | None = getattr(columns, name)
         value = raw.get(column) if column else None
         if value is not None and not isinstance(value, (str, int, float)):
             raise BadRow(f"bad_{name}", f"column {column!r} holds {type(value).__name__}, not text or a number")
@@ -111,7 +144,7 @@ def prompt_row(raw: str | Mapping[str, Any], columns: Mapping[str, str | None]) 
     return values
 
 
-def _raw_rows(path: Path | None, source: Mapping[str, Any]) -> Iterator[tuple[str, str | Mapping[str, Any]]]:
+def _raw_rows(path: Path | None, source: PromptSource) -> Iterator[tuple[str, str | Mapping[str, Any]]]:
     """Rows with the place (file and line or row) to name in an error."""
     if path is None:
         yield from _dataset_rows(source)
@@ -131,15 +164,15 @@ def _raw_rows(path: Path | None, source: Mapping[str, Any]) -> Iterator[tuple[st
                     yield f"{path}: line {number}", "\ufffd"  # is not JSON, and is reported as such
 
 
-def _dataset_rows(source: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _dataset_rows(source: PromptSource) -> Iterator[tuple[str, Mapping[str, Any]]]:
     try:
         from datasets import load_dataset
     except ImportError:
         raise UserError("prompts.*.dataset needs the datasets library: pip install datasets") from None
-    name = source["dataset"]
+    name = source.dataset
     try:
-        rows = load_dataset(name, source["subset"], split=source["split"], revision=source["revision"])
+        rows = load_dataset(name, source.subset, split=source.split, revision=source.revision)
     except Exception as error:  # the library raises many kinds: unknown name, unknown split, no network
-        raise UserError(f"data set {name!r}, split {source['split']!r}: can't be loaded: {error}") from None
+        raise UserError(f"data set {name!r}, split {source.split!r}: can't be loaded: {error}") from None
     for number, row in enumerate(rows, 1):
         yield f"{name}: row {number}", row

@@ -7,21 +7,29 @@ from typing import Any
 
 import pyarrow as pa
 
-from dasd_megatron.sampling.engine import open_engine
-from dasd_megatron.step import StepContext
+from dasd_megatron.config.models import ModelConfig
+from dasd_megatron.sampling.engine_step import EngineStepConfig, EngineStepKind, EngineWork, open_engine
+from dasd_megatron.steps.cost_estimate import SCORED, Cost, InputEstimates, pass_through_cost
+from dasd_megatron.steps.step import StepContext
 
 
-class ScoreStep:
-    """See ShardedStep; a shard of filtered responses gives a shard with the column `student_logprobs` added."""
+class ScoreConfig(EngineStepConfig):
+    """Config of a step `score`."""
 
-    table = "responses"
+    model: ModelConfig
 
-    def shard_count(self, context: StepContext) -> int:
-        """See ShardedStep."""
+
+class ScoreStep(EngineStepKind[ScoreConfig]):
+    """Reads filtered `responses`, and runs `model`; each shard gives one with the column `student_logprobs` added."""
+
+    name = "score"
+
+    def shard_count(self, context: StepContext[ScoreConfig]) -> int:
+        """As many as of responses."""
         return len(context.artifact("responses").shards("responses"))
 
-    def open(self, context: StepContext) -> Callable[[int], Mapping[str, pa.Table]]:
-        """See ShardedStep."""
+    def open(self, context: StepContext[ScoreConfig]) -> Callable[[int], Mapping[str, pa.Table]]:
+        """Loads the engine; scores a shard."""
         responses = context.artifact("responses")
         engine = open_engine(context)
 
@@ -35,6 +43,14 @@ class ScoreStep:
 
         return score
 
-    def summarize(self, context: StepContext) -> dict[str, Any]:
-        """See ShardedStep."""
+    def summarize(self, context: StepContext[ScoreConfig]) -> dict[str, Any]:
+        """Responses."""
         return {"counts": {"responses": sum(len(table) for table in context.output.tables(self.table, ["uuid"]))}}
+
+    def cost(self, config: ScoreConfig, inputs: InputEstimates) -> Cost:
+        """Every response again, with the student's log-probabilities."""
+        return pass_through_cost(inputs, SCORED)
+
+    def work(self, config: ScoreConfig, inputs: InputEstimates) -> EngineWork:
+        """A forward pass over every response."""
+        return EngineWork(scored=inputs.documents("responses"))

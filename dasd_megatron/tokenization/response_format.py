@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from dasd_megatron.errors import UserError
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer
+from dasd_megatron.utils.errors import UserError
 
 OPEN, CLOSE = "<think>", "</think>"
 # Starts of tool calls in the think format (Qwen3, Llama); harmony marks them by channel and recipient.
@@ -44,7 +44,7 @@ class ResponseFormat(Protocol):
     """One way to write responses."""
 
     def prefix_ids(self, prefix: str, prompt_ids: Sequence[int]) -> list[int]:
-        """Token ids that, after the prompt, make the model go on from the canonical text `prefix`."""
+        """Token ids that, after the prompt, make the model continue the canonical text `prefix`."""
 
     def parse(
         self, prompt_ids: Sequence[int], prefix_ids: Sequence[int], ids: Sequence[int], stopped: bool
@@ -101,13 +101,11 @@ class Think:
         self._tokenizer = tokenizer
 
     def prefix_ids(self, prefix: str, prompt_ids: Sequence[int]) -> list[int]:
-        """See ResponseFormat."""
         return self._tokenizer.encode(_unopened(self._tokenizer, prompt_ids, prefix))
 
     def parse(
         self, prompt_ids: Sequence[int], prefix_ids: Sequence[int], ids: Sequence[int], stopped: bool
     ) -> Response:
-        """See ResponseFormat."""
         data = bytearray(opening(self._tokenizer, prompt_ids).encode() + self._tokenizer.decode_bytes(prefix_ids))
         prefix_bytes = len(data) if prefix_ids else 0
         starts = []
@@ -144,7 +142,6 @@ class Harmony:
             self._names[token] = name
 
     def prefix_ids(self, prefix: str, prompt_ids: Sequence[int]) -> list[int]:
-        """See ResponseFormat."""
         thinking, close, answer = prefix.lstrip().removeprefix(OPEN).removeprefix("\n").partition(CLOSE)
         text = "<|channel|>analysis<|message|>" + (thinking.removesuffix("\n") if close else thinking)
         if close:
@@ -154,7 +151,6 @@ class Harmony:
     def parse(
         self, prompt_ids: Sequence[int], prefix_ids: Sequence[int], ids: Sequence[int], stopped: bool
     ) -> Response:
-        """See ResponseFormat."""
         data = bytearray()
         starts: list[int] = []
         problem: str | None = None

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from dasd_megatron.errors import UserError
+from dasd_megatron.utils.errors import UserError
 
 
 class TokenBytes:

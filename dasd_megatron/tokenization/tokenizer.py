@@ -8,8 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dasd_megatron.errors import UserError
+from dasd_megatron.config.models import ModelConfig
 from dasd_megatron.tokenization.token_bytes import TokenBytes, byte_spans
+from dasd_megatron.utils.errors import UserError
 
 # Stands for the assistant's turn when looking for what the template puts after it.
 _PROBE = "0"
@@ -68,7 +69,7 @@ class ChatTokenizer:
 
     @cached_property
     def stop_ids(self) -> list[int]:
-        """Tokens that end a response: the template's end of turn, and what generation_config.json names besides."""
+        """Tokens that end a response: the template's end of turn, and what generation_config.json names."""
         try:
             eos = json.loads((self.folder / "generation_config.json").read_text()).get("eos_token_id")
         except FileNotFoundError:
@@ -106,3 +107,8 @@ class ChatTokenizer:
                 "not learn to stop; use the template of the model's chat version"
             )
         return after[0]
+
+
+def open_tokenizer(folder: Path, model: ModelConfig) -> ChatTokenizer:
+    """The tokenizer of a model folder, with the settings of the model's section of the recipe."""
+    return ChatTokenizer(folder, model.system_prompt, model.template_kwargs)

@@ -1,5 +1,3 @@
 """Megatron-Core training."""
 
-from dasd_megatron.training.platform import prepare
-
-prepare()  # before any module of this package, or of the conversion, imports megatron
+import dasd_megatron.cpu_backend  # noqa: F401 (prepares Megatron for this machine when it is first imported)

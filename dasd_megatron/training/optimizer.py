@@ -14,10 +14,10 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.transformer.module import Float16Module
 
-from dasd_megatron.recipe.schema import Memory, Parallel, Training
-from dasd_megatron.training import reference_adam
-from dasd_megatron.training.optimizer_state import keep_buckets_in_place
-from dasd_megatron.training.platform import optimizer_checks
+from dasd_megatron.config.training import MemoryConfig, ParallelConfig, TrainingConfig
+from dasd_megatron.cpu_backend.adam import use_reference_adam
+from dasd_megatron.cpu_backend.megatron_without_cuda import optimizer_checks
+from dasd_megatron.training.checkpoint.optimizer_state import keep_buckets_in_place
 
 
 def wrap_model(chunks: Sequence[GPTModel], distributed: bool) -> list[DistributedDataParallel]:
@@ -40,12 +40,12 @@ def wrap_model(chunks: Sequence[GPTModel], distributed: bool) -> list[Distribute
 
 
 def build_optimizer(
-    chunks: Sequence[DistributedDataParallel], training: Training, parallel: Parallel, memory: Memory
+    chunks: Sequence[DistributedDataParallel], training: TrainingConfig, parallel: ParallelConfig, memory: MemoryConfig
 ) -> MegatronOptimizer:
     """AdamW with fp32 master weights and state, sharded over data-parallel ranks if `parallel` says so."""
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
-        reference_adam.install()
+        use_reference_adam()
     bf16 = training.precision == "bf16"
     config = OptimizerConfig(
         optimizer="adam",
@@ -71,8 +71,8 @@ def build_optimizer(
     return optimizer
 
 
-def set_rates(optimizer: MegatronOptimizer, learning_rate: float, weight_decay: float) -> None:
-    """Rates of the coming update; norms and biases are not decayed (Megatron's `wd_mult`)."""
+def set_lr(optimizer: MegatronOptimizer, lr: float, weight_decay: float) -> None:
+    """Learning rate and weight decay of the coming update; norms and biases are not decayed (Megatron's `wd_mult`)."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate * group.get("lr_mult", 1.0)
+        group["lr"] = lr * group.get("lr_mult", 1.0)
         group["weight_decay"] = weight_decay * group.get("wd_mult", 1.0)

@@ -15,15 +15,15 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.moe.moe_logging import get_moe_metrics_tracker
 
-from conversion.hf_model import HFModel
-from dasd_megatron.recipe.padding import alignment
-from dasd_megatron.recipe.schema import Memory, Parallel, Training
-from dasd_megatron.training import platform
-from dasd_megatron.training.data import MicroBatch, Pack, make_micro_batches
-from dasd_megatron.training.loss import loss_sum
-from dasd_megatron.training.model import padding_mask, unwrap
-from dasd_megatron.training.moe import PackRouter
-from dasd_megatron.training.optimizer import build_optimizer, set_rates, wrap_model
+from dasd_megatron.config.training import MemoryConfig, ParallelConfig, TrainingConfig
+from dasd_megatron.cpu_backend.megatron_without_cuda import optimizer_checks
+from dasd_megatron.megatron_model.build_model import unwrap
+from dasd_megatron.megatron_model.micro_batch import MicroBatch, Pack, make_micro_batches, padding_mask
+from dasd_megatron.megatron_model.moe_router import PackRouter
+from dasd_megatron.models.hf_model import HFModel
+from dasd_megatron.models.pack_padding import alignment
+from dasd_megatron.training.fused_loss import loss_sum
+from dasd_megatron.training.optimizer import build_optimizer, set_lr, wrap_model
 
 
 class NotFinite(Exception):
@@ -50,7 +50,12 @@ class Trainer:
     """Model chunks, their gradients and optimizer."""
 
     def __init__(
-        self, chunks: Sequence[GPTModel], hf: HFModel, parallel: Parallel, training: Training, memory: Memory
+        self,
+        chunks: Sequence[GPTModel],
+        hf: HFModel,
+        parallel: ParallelConfig,
+        training: TrainingConfig,
+        memory: MemoryConfig,
     ) -> None:
         """`chunks` hold the weights to start from: the optimizer's master weights are copied from them here."""
         self.hf, self.parallel, self.training = hf, parallel, training
@@ -60,9 +65,9 @@ class Trainer:
         self._device = next(chunks[0].parameters()).device
         self._forward_backward = get_forward_backward_func()
 
-    def step(self, packs: Sequence[Pack], learning_rate: float) -> StepResult:
+    def step(self, packs: Sequence[Pack], lr: float) -> StepResult:
         """One update on this data-parallel rank's packs of the global batch, a micro-batch each. Raises NotFinite."""
-        set_rates(self.optimizer, learning_rate, self.training.weight_decay)
+        set_lr(self.optimizer, lr, self.training.weight_decay)
         for chunk in self.ddp:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
@@ -70,11 +75,15 @@ class Trainer:
         batches = make_micro_batches(packs, self.align, self.parallel.context, context_rank)
         if self.hf.shape.experts:
             PackRouter.targets_per_token = _targets_per_token(batches)
+        # All micro-batches forward and backward, by Megatron's schedule for the pipeline. Each gives the sum of its targets'
+        # losses; Megatron adds up gradients and numbers of targets over micro-batches and data-parallel ranks, and divides the
+        # one by the other (finalize_model_grads): the token mean over the global batch, in every layout.
         outputs = self._forward_backward(
             forward_step_func=self._forward,
             data_iterator=[iter(batches) for _ in self.ddp],
             model=self.ddp,
             num_microbatches=len(batches),
+            # Before the split over context-parallel ranks: what pipeline stages send one another follows from it.
             seq_length=batches[0].input_ids.shape[1] * self.parallel.context,
             micro_batch_size=1,
             forward_only=False,
@@ -82,7 +91,8 @@ class Trainer:
         loss, load_balancing_loss = self._losses(outputs)
         if not math.isfinite(loss):
             raise NotFinite(f"the loss is {loss}")
-        with platform.optimizer_checks():
+        # Reduces the norm over all ranks, clips, and updates each rank's shard of the master weights.
+        with optimizer_checks():
             updated, grad_norm, _ = self.optimizer.step()
         if not updated or not math.isfinite(grad_norm):
             raise NotFinite(f"the gradient norm is {grad_norm}")
@@ -124,6 +134,7 @@ class Trainer:
         if balance is not None:  # this rank's layers and tokens, since it was cleared
             sums[2] = balance.values.sum().double().cpu()
             balance.values.zero_()
+        # One collective over all ranks, in host memory. Ranks that hold no loss, or another's, give zeros.
         dist.all_reduce(sums)
         loss = float(sums[0] / sums[1].clamp(min=1))
         return loss, float(sums[2]) / self.hf.shape.layers / self.training.global_batch if balance else None

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from dasd_megatron.recipe.schema import Parallel
+from dasd_megatron.config.training import ParallelConfig
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def one_rank() -> Iterator[None]:
     """Process groups of a single rank."""
-    from dasd_megatron.training.distributed import process_groups
+    from dasd_megatron.megatron_model.process_groups import process_groups
 
-    with process_groups(Parallel(), 0):
+    with process_groups(ParallelConfig(), 0):
         yield

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from benchmarks.models import qwen3, random_model, random_pack
-from conversion.hf_model import HFModel
-from dasd_megatron.recipe.schema import Memory, Parallel, Training
-from dasd_megatron.training.precision import CAPABILITY
+from dasd_megatron.config.training import MemoryConfig, ParallelConfig, TrainingConfig
+from dasd_megatron.models.hf_model import HFModel
+from dasd_megatron.training.fp8_support import CAPABILITY
 
 STEPS = 50
 FIELDS = {
@@ -39,12 +39,12 @@ def needs(fp8: str) -> None:
 
 
 def make_trainer(hf: HFModel, fp8: str | None, bf16_layers: int = 0):  # type: ignore[no-untyped-def]
-    from dasd_megatron.training.model import ModelOptions
+    from dasd_megatron.megatron_model.build_model import ModelOptions
     from dasd_megatron.training.trainer import Trainer
 
-    training = Training(fp8=fp8, fp8_bf16_layers=bf16_layers, global_batch=1)
-    chunks = random_model(hf, ModelOptions.of(training, Memory()), sum(LENGTHS))
-    return Trainer(chunks, hf, Parallel(), training, Memory()), chunks
+    training = TrainingConfig(fp8=fp8, fp8_bf16_layers=bf16_layers, global_batch=1)
+    chunks = random_model(hf, ModelOptions.of(training, MemoryConfig()), sum(LENGTHS))
+    return Trainer(chunks, hf, ParallelConfig(), training, MemoryConfig()), chunks
 
 
 def losses(trainer, first: int, last: int) -> list[float]:  # type: ignore[no-untyped-def]
@@ -72,36 +72,38 @@ def test_fp8_follows_bf16(hf: HFModel, one_rank: None, fp8: str, bf16_layers: in
 
 @pytest.mark.parametrize("fp8", ["delayed", "tensorwise", "blockwise", "mxfp8"])
 def test_fp8_goes_on_from_a_checkpoint(hf: HFModel, one_rank: None, fp8: str, tmp_path: Path) -> None:
-    """Scales and their history are saved: the loss goes on where it was, instead of NaN or a jump."""
-    from dasd_megatron.training.checkpoint import StepCheckpoints
+    """Scales and their history are saved: the loss continues where it was, instead of NaN or a jump."""
+    from dasd_megatron.training.checkpoint.checkpoints import StepCheckpoints
+    from dasd_megatron.training.train_step_config import TrainConfig
 
     needs(fp8)
-    execution = {"parallel": Parallel().model_dump(), "keep_checkpoints": 1, "keep_every": None, "async_save": True}
+    training = TrainingConfig(keep_checkpoints=1)
+    config = TrainConfig(training=training, isolate_documents=True, seed=0)
     trainer, chunks = make_trainer(hf, fp8)
     losses(trainer, 0, 20)
-    checkpoints = StepCheckpoints(chunks, hf, trainer.optimizer, tmp_path, execution)
+    checkpoints = StepCheckpoints(chunks, hf, trainer.optimizer, tmp_path, config)
     checkpoints.save(20)
     expected = losses(trainer, 20, 25)  # while the checkpoint is written
     checkpoints.wait()
     trainer, chunks = make_trainer(hf, fp8)
-    assert StepCheckpoints(chunks, hf, trainer.optimizer, tmp_path, execution).load_latest() == 20
+    assert StepCheckpoints(chunks, hf, trainer.optimizer, tmp_path, config).load_latest() == 20
     for ours, theirs in zip(losses(trainer, 20, 25), expected, strict=True):
         assert ours == pytest.approx(theirs, rel=2e-3)
 
 
 def test_full_recompute_and_offloaded_optimizer_change_nothing(hf: HFModel, one_rank: None) -> None:
-    from dasd_megatron.training.model import ModelOptions
+    from dasd_megatron.megatron_model.build_model import ModelOptions
     from dasd_megatron.training.trainer import Trainer
 
     curves = []
     for memory in (
-        Memory(),
-        Memory(recompute="selective"),
-        Memory(recompute="full"),
-        Memory(offload_optimizer=1.0),
+        MemoryConfig(),
+        MemoryConfig(recompute="selective"),
+        MemoryConfig(recompute="full"),
+        MemoryConfig(offload_optimizer=1.0),
     ):
-        training = Training(global_batch=1)
+        training = TrainingConfig(global_batch=1)
         chunks = random_model(hf, ModelOptions.of(training, memory), sum(LENGTHS))
-        curves.append(losses(Trainer(chunks, hf, Parallel(), training, memory), 0, 10))
+        curves.append(losses(Trainer(chunks, hf, ParallelConfig(), training, memory), 0, 10))
     for curve in curves[1:]:
         assert curve == pytest.approx(curves[0], rel=2e-3)

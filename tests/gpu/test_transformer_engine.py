@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from conversion.hf_model import HFModel
-from dasd_megatron.recipe.padding import Alignment, document_slots
-from dasd_megatron.recipe.schema import Parallel
+from dasd_megatron.config.training import ParallelConfig
+from dasd_megatron.models.hf_model import HFModel
+from dasd_megatron.models.pack_padding import Alignment, document_slots
 from tests.conftest import ROOT
-from tests.models import tiny_model
+from tests.helpers.tiny_models import tiny_model
 
 LENGTHS = [37, 400, 1, 170, 59, 600]
 # Sizes that FP8 and cuDNN's attention take.
@@ -51,7 +51,7 @@ def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     command = [
         sys.executable,
         "-m",
-        "tests.gpu.reference_rank",
+        "tests.helpers.reference_rank",
         str(model),
         str(folder / "start"),
         str(folder / "out.pt"),
@@ -68,12 +68,12 @@ def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
 def test_logits_loss_and_gradients(reference: dict[str, Any], one_rank: None) -> None:
     """bf16 keeps 8 bits: a relative error of some per mille a product, a few per cent after the layers."""
     from benchmarks.models import random_pack
-    from dasd_megatron.training.checkpoint import load_weights
-    from dasd_megatron.training.model import ModelOptions, build_model, named_weights
-    from tests.packs import aligned_batch, logits_and_loss
+    from dasd_megatron.megatron_model.build_model import ModelOptions, build_model, named_weights
+    from dasd_megatron.megatron_model.weights import load_weights
+    from tests.helpers.logits import aligned_batch, logits_and_loss
 
     hf = HFModel(reference["model"])
-    chunks = build_model(hf, Parallel(), ModelOptions(torch.bfloat16, moe_aux_loss_coeff=None), sum(LENGTHS))
+    chunks = build_model(hf, ParallelConfig(), ModelOptions(torch.bfloat16, moe_aux_loss_coeff=None), sum(LENGTHS))
     load_weights(chunks, reference["checkpoint"])  # written by the CPU reference
     batch = aligned_batch(random_pack(LENGTHS, hf.shape.vocabulary), 16).to(torch.device("cuda"))
     logits, loss = logits_and_loss(chunks[0], batch, hf.shape.vocabulary)
@@ -90,11 +90,12 @@ def test_a_checkpoint_of_the_gpu_loads_on_the_cpu(reference: dict[str, Any], one
     """Written from Transformer Engine's layers, exported where there is no GPU: the weights rounded to bf16."""
     from safetensors.torch import load_file
 
-    from dasd_megatron.training.checkpoint import load_weights, save_weights
-    from dasd_megatron.training.model import ModelOptions, build_model
+    from dasd_megatron.megatron_model.build_model import ModelOptions, build_model
+    from dasd_megatron.megatron_model.weights import load_weights
+    from dasd_megatron.training.checkpoint.checkpoints import save_weights
 
     hf = HFModel(reference["model"])
-    chunks = build_model(hf, Parallel(), ModelOptions(torch.bfloat16), sum(LENGTHS))
+    chunks = build_model(hf, ParallelConfig(), ModelOptions(torch.bfloat16), sum(LENGTHS))
     load_weights(chunks, reference["checkpoint"])
     save_weights(chunks, hf, tmp_path / "gpu")
     code = "import sys; from pathlib import Path; from conversion.convert import export_hf; export_hf(*map(Path, sys.argv[1:]))"
@@ -114,13 +115,13 @@ def test_a_checkpoint_of_the_gpu_loads_on_the_cpu(reference: dict[str, Any], one
 def test_padding_and_neighbours_change_nothing(reference: dict[str, Any], one_rank: None) -> None:
     """THD with a long tail of padding, and another neighbour: a document's logits stay within rounding."""
     from benchmarks.models import random_pack
-    from dasd_megatron.training.checkpoint import load_weights
-    from dasd_megatron.training.data import Pack
-    from dasd_megatron.training.model import ModelOptions, build_model
-    from tests.packs import aligned_batch, logits_and_loss
+    from dasd_megatron.megatron_model.build_model import ModelOptions, build_model
+    from dasd_megatron.megatron_model.micro_batch import Pack
+    from dasd_megatron.megatron_model.weights import load_weights
+    from tests.helpers.logits import aligned_batch, logits_and_loss
 
     hf = HFModel(reference["model"])
-    chunks = build_model(hf, Parallel(), ModelOptions(torch.bfloat16), 4096)
+    chunks = build_model(hf, ParallelConfig(), ModelOptions(torch.bfloat16), 4096)
     load_weights(chunks, reference["checkpoint"])
     pack = random_pack(LENGTHS, hf.shape.vocabulary)
     changed = pack.ids.copy()
@@ -142,7 +143,7 @@ def test_padding_and_neighbours_change_nothing(reference: dict[str, Any], one_ra
 def test_context_parallel_order_is_transformer_engines(ranks: int) -> None:
     import transformer_engine_torch
 
-    from dasd_megatron.training.packed import rank_tokens
+    from dasd_megatron.megatron_model.packed_documents import rank_tokens
 
     slots = document_slots(LENGTHS, Alignment(2 * ranks, 2 * ranks))
     cu_seqlens = torch.tensor([0, *slots]).cumsum(0).to(device="cuda", dtype=torch.int32)

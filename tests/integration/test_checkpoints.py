@@ -1,4 +1,4 @@
-"""Checkpoints that are written while training goes on, and what kills, signals and full disks leave of them."""
+"""Checkpoints that are written while training continues, and what kills, signals and full disks leave of them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ import psutil
 import pytest
 import torch
 
-from dasd_megatron.errors import Stopped
-from dasd_megatron.recipe.load import load_recipe
-from dasd_megatron.recipe.schema import Parallel
-from dasd_megatron.recipe.steps import steps_of
-from dasd_megatron.training.distributed import process_groups
+from dasd_megatron.config.load import load_recipe
+from dasd_megatron.config.training import ParallelConfig
+from dasd_megatron.megatron_model.process_groups import process_groups
+from dasd_megatron.pipeline.graph import build_steps
+from dasd_megatron.utils.errors import Stopped
 from tests.conftest import ROOT, TOY
-from tests.models import CONTEXT, random_packs
-from tests.training_runs import Run, Runs, check_same, wait_until
+from tests.helpers.tiny_models import CONTEXT, random_packs
+from tests.helpers.training_runs import Run, Runs, check_same, wait_until
 
 SAVING = {"steps": 30, "save_every": 4}
 # A save takes several steps, so that it is under way at most moments, and its snapshot older than the weights.
@@ -40,7 +40,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 @pytest.fixture(scope="module")
 def calm(runs: Runs) -> Run:
     """One process, never disturbed, that waits for its saves."""
-    run = runs.run("calm", Parallel(), **SAVING, async_save=False)
+    run = runs.run("calm", ParallelConfig(), **SAVING, async_save=False)
     run.finish()
     return run
 
@@ -48,7 +48,7 @@ def calm(runs: Runs) -> Run:
 @pytest.fixture(scope="module")
 def calm_ranks(runs: Runs) -> Run:
     """The same over two ranks."""
-    run = runs.run("calm_ranks", Parallel(data=2), **SAVING, async_save=False)
+    run = runs.run("calm_ranks", ParallelConfig(data=2), **SAVING, async_save=False)
     run.finish()
     return run
 
@@ -61,7 +61,7 @@ def under_way(run: Run) -> int | None:
 
 def test_kills_between_and_inside_saves_change_nothing(runs: Runs, calm_ranks: Run) -> None:
     """kill -9 at random moments; a run that waits for its saves is the reference for one that doesn't."""
-    run = runs.run("killed", Parallel(data=2), SLOW, **SAVING)
+    run = runs.run("killed", ParallelConfig(data=2), SLOW, **SAVING)
     chance = random.Random(0)
 
     def trained_on_inside_a_save() -> bool:
@@ -96,7 +96,7 @@ def stop(run: Run, step: int, send: Callable[[subprocess.Popen[str]], None]) -> 
 
 def check_stopped(run: Run, code: int, said: str, name: str) -> None:
     step = run.log()[-1]["step"]
-    assert said == f"train: stopped by {name} after step {step}; saved; run the same command to go on"
+    assert said == f"train: stopped by {name} after step {step}; saved; run the same command to resume"
     assert code == Stopped.EXIT_CODE == 75
     assert run.folders()[-1] == f"step-{step:07d}"
     assert not (run.output / "checkpoint").exists()
@@ -104,7 +104,7 @@ def check_stopped(run: Run, code: int, said: str, name: str) -> None:
 
 
 def test_a_signal_saves_and_the_same_command_goes_on(runs: Runs, calm: Run) -> None:
-    run = runs.run("signalled", Parallel(), SLOW, **SAVING)
+    run = runs.run("signalled", ParallelConfig(), SLOW, **SAVING)
     code, said = stop(run, 6, lambda process: process.send_signal(signal.SIGTERM))
     check_stopped(run, code, said, "SIGTERM")
     run.finish()
@@ -113,7 +113,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(runs: Runs, calm: Run) -> N
 
 def test_signals_to_ranks(runs: Runs, calm_ranks: Run) -> None:
     """To the process that started them, and to one rank alone, twice, inside a save."""
-    run = runs.run("signalled_ranks", Parallel(data=2), SLOW, **SAVING)
+    run = runs.run("signalled_ranks", ParallelConfig(data=2), SLOW, **SAVING)
     code, said = stop(run, 6, lambda process: process.send_signal(signal.SIGUSR1))
     check_stopped(run, code, said, "SIGUSR1")
 
@@ -130,7 +130,7 @@ def test_signals_to_ranks(runs: Runs, calm_ranks: Run) -> None:
 
 
 def test_milestones_stay(runs: Runs) -> None:
-    run = runs.run("milestones", Parallel(), steps=14, save_every=2, keep_checkpoints=1, keep_every=4)
+    run = runs.run("milestones", ParallelConfig(), steps=14, save_every=2, keep_checkpoints=1, keep_every=4)
     run.finish()
     assert run.folders() == ["checkpoint", "step-0000004", "step-0000008", "step-0000012"]
 
@@ -143,8 +143,8 @@ def fill(disk: Path, spare: int) -> Path:
     return ballast
 
 
-@pytest.mark.parametrize("parallel", [Parallel(), Parallel(pipeline=2)], ids=["one", "pp2"])
-def test_a_disk_that_fills_up(runs: Runs, parallel: Parallel, small_disk: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize("parallel", [ParallelConfig(), ParallelConfig(pipeline=2)], ids=["one", "pp2"])
+def test_a_disk_that_fills_up(runs: Runs, parallel: ParallelConfig, small_disk: Callable[[str], Path]) -> None:
     """The thread's failure reaches every rank as one message, and leaves nothing half written."""
     disk = small_disk("16m")
     run = runs.run("train", parallel, {"SLOW_STEPS": "0.1"}, disk, **SAVING)
@@ -163,7 +163,7 @@ def test_a_disk_that_fills_up(runs: Runs, parallel: Parallel, small_disk: Callab
 
 def test_a_refusal_that_only_rank_0_sees(runs: Runs) -> None:
     """The other ranks would wait for ever."""
-    run = runs.run("refused", Parallel(data=2), {"REFUSE_METADATA": ""}, **SAVING)
+    run = runs.run("refused", ParallelConfig(data=2), {"REFUSE_METADATA": ""}, **SAVING)
     process = run.start()
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2
@@ -172,7 +172,7 @@ def test_a_refusal_that_only_rank_0_sees(runs: Runs) -> None:
 
 
 def test_a_save_under_way_outlives_a_failure_of_training(runs: Runs) -> None:
-    run = runs.run("failed", Parallel(data=2), {**SLOW, "FAIL_AT": "6"}, **SAVING)
+    run = runs.run("failed", ParallelConfig(data=2), {**SLOW, "FAIL_AT": "6"}, **SAVING)
     process = run.start()
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2
@@ -183,7 +183,7 @@ def test_a_save_under_way_outlives_a_failure_of_training(runs: Runs) -> None:
 def test_a_save_is_of_the_moment_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from megatron.core.dist_checkpointing import ShardedTensor, load
 
-    from dasd_megatron.training.save import Save
+    from dasd_megatron.training.checkpoint.async_save import Save
 
     changed, write, folder = threading.Event(), Save._write, tmp_path / "saved"
 
@@ -196,7 +196,7 @@ def test_a_save_is_of_the_moment_it_began(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(Save, "_write", late)
     values = torch.arange(4.0)
-    with process_groups(Parallel(), 0):
+    with process_groups(ParallelConfig(), 0):
         save = Save(state(values), folder, lambda _: None)
         values.zero_()
         assert save.writing
@@ -211,16 +211,17 @@ def test_extra_state_of_layers_is_saved(runs: Runs, tmp_path: Path, monkeypatch:
     """Transformer Engine keeps its FP8 scales there; here a layer is made to."""
     from megatron.core.tensor_parallel import RowParallelLinear
 
-    from conversion.hf_model import HFModel
-    from dasd_megatron.training.checkpoint import load_weights, save_weights
-    from dasd_megatron.training.model import ModelOptions, build_model
+    from dasd_megatron.megatron_model.build_model import ModelOptions, build_model
+    from dasd_megatron.megatron_model.weights import load_weights
+    from dasd_megatron.models.hf_model import HFModel
+    from dasd_megatron.training.checkpoint.checkpoints import save_weights
 
     scales: list[torch.Tensor] = []
     monkeypatch.setattr(RowParallelLinear, "get_extra_state", lambda layer: torch.tensor([448.0]))
     monkeypatch.setattr(RowParallelLinear, "set_extra_state", lambda layer, state: scales.append(state))
-    with process_groups(Parallel(), 0):
+    with process_groups(ParallelConfig(), 0):
         hf = HFModel(runs.model)
-        model = build_model(hf, Parallel(), ModelOptions(), CONTEXT)
+        model = build_model(hf, ParallelConfig(), ModelOptions(), CONTEXT)
         save_weights(model, hf, tmp_path / "saved")
         monkeypatch.setattr(RowParallelLinear, "get_extra_state", lambda layer: torch.tensor([0.0]))
         load_weights(model, tmp_path / "saved")
@@ -233,7 +234,7 @@ def test_extra_state_of_layers_is_saved(runs: Runs, tmp_path: Path, monkeypatch:
     [(2, None, [2, 4, 6]), (1, 4, [2, 6]), (0, 4, [2, 6, 10]), (0, None, [2, 4, 6, 8, 10]), (9, None, [])],
 )
 def test_retention(keep: int, keep_every: int | None, removed: list[int]) -> None:
-    from dasd_megatron.training.checkpoint import superseded
+    from dasd_megatron.training.checkpoint.checkpoints import superseded
 
     folders = [Path(f"step-{step:07d}") for step in (2, 4, 6, 8, 10)]
     assert superseded(folders, keep, keep_every) == [Path(f"step-{step:07d}") for step in removed]
@@ -242,14 +243,14 @@ def test_retention(keep: int, keep_every: int | None, removed: list[int]) -> Non
 def test_random_states_are_taken_up_again() -> None:
     from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 
-    from dasd_megatron.training.random_state import random_states, set_random_states
+    from dasd_megatron.training.checkpoint.random_state import random_states, set_random_states
 
     def draw() -> list[float]:
         with get_cuda_rng_tracker().fork():
             tracked = torch.rand(1).item()
         return [random.random(), float(np.random.randn()), torch.rand(1).item(), tracked]
 
-    with process_groups(Parallel(), 0):
+    with process_groups(ParallelConfig(), 0):
         np.random.randn()  # its generator makes two at a time and keeps one
         states = random_states()
         first = draw()
@@ -262,7 +263,7 @@ def test_a_launcher_passes_signals_on(tmp_path: Path) -> None:
     """tools/launch.py and tools/train.py exit with 75 and one line, and finish the stage the next time."""
     settings = [f"run_dir={tmp_path}", "training.steps=40", "training.save_every=1000"]
     recipe = str(TOY / "recipe.yaml")
-    step = steps_of(load_recipe(Path(recipe), settings))["train_low_temperature"]
+    step = build_steps(load_recipe(Path(recipe), settings))["train_low_temperature"]
     random_packs(step.input_path("packs"), 16)
     tool = [sys.executable, "tools/launch.py", recipe, "--only"]
     subprocess.run([*tool, "import_student", *settings], cwd=ROOT, check=True, timeout=120)
@@ -271,7 +272,7 @@ def test_a_launcher_passes_signals_on(tmp_path: Path) -> None:
         return subprocess.Popen([*command, *settings], cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
     train = [sys.executable, "tools/train.py", recipe, "--stage", "low_temperature"]
-    log = step.folder / "steps.jsonl"
+    log = step.folder / "metrics.jsonl"
     for command, number in (([*tool, step.name], signal.SIGUSR1), (train, signal.SIGTERM)):
         before = len(log.read_text().splitlines()) if log.is_file() else 0
         process = start(command)
@@ -281,7 +282,7 @@ def test_a_launcher_passes_signals_on(tmp_path: Path) -> None:
         done = json.loads(log.read_text().splitlines()[-1])["step"]
         assert process.returncode == 75, errors[-3000:]
         assert errors.strip().splitlines() == [
-            f"{step.name}: stopped by {number.name} after step {done}; saved; run the same command to go on"
+            f"{step.name}: stopped by {number.name} after step {done}; saved; run the same command to resume"
         ]
         assert not step.done
     process = start(train)

@@ -13,21 +13,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from conversion.checkpoint_metadata import read_index
 from conversion.convert import export_hf, import_hf
-from conversion.hf_model import HFModel
 from conversion.megatron_checkpoint import MegatronCheckpoint
-from dasd_megatron.errors import UserError
-from dasd_megatron.recipe.schema import Parallel
-from tests.conversions import (
-    NORM,
-    assert_same,
-    change_config,
-    change_tensors,
-    weights,
-)
-from tests.integration.layout_ranks import run_on_ranks
-from tests.models import FAMILIES, tiny_model
+from dasd_megatron.config.training import ParallelConfig
+from dasd_megatron.models.checkpoint_index import read_index
+from dasd_megatron.models.hf_model import HFModel
+from dasd_megatron.utils.errors import UserError
+from tests.helpers.conversions import NORM, assert_same, change_config, change_tensors, weights
+from tests.helpers.layout_ranks import run_on_ranks
+from tests.helpers.tiny_models import FAMILIES, tiny_model
 
 
 @st.composite
@@ -85,7 +79,7 @@ def test_an_import_is_what_megatron_would_have_written(family: str, tmp_path: Pa
     hf = tiny_model(tmp_path / "hf", family)
     import_hf(hf, tmp_path / "ours")
     arguments = {"model": str(hf), "checkpoint": str(tmp_path / "ours"), "target": str(tmp_path / "theirs")}
-    run_on_ranks("resave", Parallel(), tmp_path / "result", **arguments)
+    run_on_ranks("resave", ParallelConfig(), tmp_path / "result", **arguments)
     ours, theirs = (MegatronCheckpoint(tmp_path / name) for name in ("ours", "theirs"))
     indexes = [read_index(checkpoint.folder).state_dict_metadata for checkpoint in (ours, theirs)]
     assert indexes[0].keys() == indexes[1].keys()
@@ -99,21 +93,21 @@ def test_an_import_is_what_megatron_would_have_written(family: str, tmp_path: Pa
 
 
 LAYOUTS = [
-    ("qwen3", 3, Parallel(pipeline=3)),
-    ("qwen3", 4, Parallel(tensor=2, pipeline=2)),
-    ("qwen2", 4, Parallel(pipeline=2, virtual_pipeline=2)),
-    ("llama", 3, Parallel(tensor=2)),
-    ("qwen3_moe", 3, Parallel(expert=2, data=2)),
-    ("qwen3_moe", 2, Parallel(tensor=2, expert=2)),
-    ("qwen3", 3, Parallel(context=2)),
-    ("gpt_oss", 4, Parallel(tensor=2, pipeline=2)),
+    ("qwen3", 3, ParallelConfig(pipeline=3)),
+    ("qwen3", 4, ParallelConfig(tensor=2, pipeline=2)),
+    ("qwen2", 4, ParallelConfig(pipeline=2, virtual_pipeline=2)),
+    ("llama", 3, ParallelConfig(tensor=2)),
+    ("qwen3_moe", 3, ParallelConfig(expert=2, data=2)),
+    ("qwen3_moe", 2, ParallelConfig(tensor=2, expert=2)),
+    ("qwen3", 3, ParallelConfig(context=2)),
+    ("gpt_oss", 4, ParallelConfig(tensor=2, pipeline=2)),
 ]
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize(("family", "layers", "parallel"), LAYOUTS, ids=lambda value: str(value))
 def test_any_layout_loads_an_import_and_is_exported(
-    family: str, layers: int, parallel: Parallel, tmp_path: Path
+    family: str, layers: int, parallel: ParallelConfig, tmp_path: Path
 ) -> None:
     """The vocabulary of 131 is padded where it is split over ranks; no layout's padding comes out."""
     hf = tiny_model(tmp_path / "hf", family, tied=family == "qwen3", num_hidden_layers=layers)

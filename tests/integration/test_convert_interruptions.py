@@ -16,20 +16,14 @@ import pytest
 import torch
 
 from conversion.convert import export_hf, import_hf
-from conversion.hf_model import HFModel
 from conversion.megatron_checkpoint import MegatronCheckpoint
-from dasd_megatron.errors import UserError
-from dasd_megatron.recipe.schema import Parallel
+from dasd_megatron.config.training import ParallelConfig
+from dasd_megatron.models.hf_model import HFModel
+from dasd_megatron.utils.errors import UserError
 from tests.conftest import ROOT
-from tests.conversions import (
-    CONVERT,
-    NORM,
-    assert_same,
-    run,
-    weights,
-)
-from tests.models import tiny_model
-from tests.training_runs import Runs
+from tests.helpers.conversions import CONVERT, NORM, assert_same, run, weights
+from tests.helpers.tiny_models import tiny_model
+from tests.helpers.training_runs import Runs
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +35,9 @@ def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def convert_to(disk: Path, convert: Callable[[Path], object]) -> str:
     """The message of a conversion to a disk that is too small, which leaves nothing on it."""
-    from conversion.aside import written_aside
+    from conversion.output_folder import new_folder
 
-    with pytest.raises(UserError) as caught, written_aside(disk / "out") as folder:
+    with pytest.raises(UserError) as caught, new_folder(disk / "out") as folder:
         convert(folder)
     assert list(disk.iterdir()) == []
     return str(caught.value)
@@ -122,11 +116,11 @@ def children(pid: int) -> list[psutil.Process]:
 
 
 def test_two_at_once_are_refused(tmp_path: Path) -> None:
-    from conversion.aside import written_aside
+    from conversion.output_folder import new_folder
 
-    with written_aside(tmp_path / "out") as folder:
+    with new_folder(tmp_path / "out") as folder:
         (folder / "file").write_text("content")
-        with pytest.raises(UserError, match="another conversion is writing it"), written_aside(tmp_path / "out"):
+        with pytest.raises(UserError, match="another conversion is writing it"), new_folder(tmp_path / "out"):
             pass
     assert (tmp_path / "out" / "file").read_text() == "content"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -144,7 +138,7 @@ def test_an_export_outlives_its_checkpoint(tmp_path: Path) -> None:
 
 def test_export_while_training_writes_other_checkpoints(tmp_path: Path) -> None:
     runs = Runs(tmp_path)
-    live = runs.run("live", Parallel(), steps=60, save_every=1, keep_every=1, async_save=True)
+    live = runs.run("live", ParallelConfig(), steps=60, save_every=1, keep_every=1, async_save=True)
     with live.start() as process:
         exported = 0
         while process.poll() is None:

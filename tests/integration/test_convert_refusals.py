@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,33 +12,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conversion.checkpoint_metadata import read_index
 from conversion.convert import import_hf
+from dasd_megatron.cli import convert
+from dasd_megatron.models.checkpoint_index import read_index
 from tests.conftest import ROOT
-from tests.conversions import (
-    LAYER_NORM,
-    NORM,
-    QUERY,
-    change_config,
-    change_tensors,
-    run,
-)
-from tests.models import tiny_model
+from tests.helpers.conversions import LAYER_NORM, NORM, QUERY, change_config, change_tensors, run
+from tests.helpers.tiny_models import tiny_model
 
 
 @pytest.fixture
-def here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+def here(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """The command in this process: exit code, standard output, standard error."""
-    spec = importlib.util.spec_from_file_location("convert_tool", ROOT / "tools" / "convert.py")
-    assert spec is not None
-    assert spec.loader is not None
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
 
     def command(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["convert.py", *map(str, arguments)])
         capsys.readouterr()
-        code = tool.run(tool.parse())
+        code = convert.main("dasd convert", [str(argument) for argument in arguments])
         return code, *capsys.readouterr()
 
     return command
@@ -110,7 +96,7 @@ BAD_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: change_tensors(f, lambda t: t.update({NORM: torch.ones(48, dtype=torch.int8)})),
         f"{NORM} is of type I8; only F32, BF16, F16 are read",
     ),
-    "truncated": (lambda f: cut(f / "model.safetensors"), "damaged or cut off"),
+    "truncated": (lambda f: cut(f / "model.safetensors"), "damaged or truncated"),
     "pickle": (as_pickle, "other formats (pickle) aren't read, for they can run code"),
     "absent file": (
         lambda f: index_of(f, **{NORM: "model-00002-of-00002.safetensors"}),
@@ -164,16 +150,16 @@ def forget_a_place(folder: Path) -> None:
 
 
 def into_steps(folder: Path) -> None:
-    aside = folder.rename(folder.with_name("step-0000005"))
+    temporary = folder.rename(folder.with_name("step-0000005"))
     folder.mkdir()
-    aside.rename(folder / aside.name)
+    temporary.rename(folder / temporary.name)
 
 
 BAD_CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "poisoned": (poison, "asks for posix.system, which no index needs and which could run code"),
     "no index": (lambda f: (f / ".metadata").unlink(), "no Megatron distributed checkpoint (no .metadata in it)"),
     "damaged index": (lambda f: cut(f / ".metadata"), ".metadata: damaged"),
-    "truncated": (lambda f: cut(f / "__0_0.distcp"), "__0_0.distcp: cut off at"),
+    "truncated": (lambda f: cut(f / "__0_0.distcp"), "__0_0.distcp: truncated at"),
     "lost file": (drop_file, "__0_0.distcp: missing"),
     "old format": (old_format, "a checkpoint in Megatron's old format, a pickle, which can run code"),
     "no config": (lambda f: (f / "hf" / "config.json").unlink(), "say with --like which Hugging Face folder"),

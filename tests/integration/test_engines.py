@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from dasd_megatron.errors import UserError
-from dasd_megatron.recipe.schema import Engine as EngineSettings
-from dasd_megatron.sampling.engine import Engine, Request, load_engine, sample_seed
+from dasd_megatron.config.sampling import EngineConfig
+from dasd_megatron.sampling.engines.engine import Engine, Request
+from dasd_megatron.sampling.engines.registry import load_engine
+from dasd_megatron.sampling.seeds import sample_seed
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer
+from dasd_megatron.utils.errors import UserError
 from tests.conftest import TOY
 
 PROBLEMS = [json.loads(line)["input"] for line in (TOY / "validation.jsonl").read_text().splitlines()[:64]]
@@ -20,8 +21,8 @@ PROBLEMS = [json.loads(line)["input"] for line in (TOY / "validation.jsonl").rea
 TOLERANCE = 1e-4
 
 
-def settings(name: str) -> dict[str, Any]:
-    return EngineSettings(name=name, dtype="float32", max_batch=64).model_dump()  # type: ignore[arg-type]
+def settings(name: str) -> EngineConfig:
+    return EngineConfig(name=name, dtype="float32", max_batch=64)
 
 
 @pytest.fixture(scope="module", params=["teacher", "student"])
@@ -81,7 +82,7 @@ def test_a_seeded_sample_repeats(engines: dict[str, Engine], tokenizer: ChatToke
 
 
 @pytest.mark.parametrize("name", ["vllm", "transformers"])
-def test_a_cut_off_response_says_so(engines: dict[str, Engine], tokenizer: ChatTokenizer, name: str) -> None:
+def test_a_truncated_response_says_so(engines: dict[str, Engine], tokenizer: ChatTokenizer, name: str) -> None:
     samples = engines[name].generate(requests(tokenizer, max_tokens=3), 0.0, 1.0, [tokenizer.end_of_turn_id])
     assert {sample.finish_reason for sample in samples} == {"length"}
     assert {len(sample.token_ids) for sample in samples} == {3}

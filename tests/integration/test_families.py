@@ -13,16 +13,16 @@ import pytest
 import torch
 
 from conversion.convert import export_hf, import_hf
-from conversion.hf_model import HFModel
-from dasd_megatron.errors import UserError
-from dasd_megatron.recipe.schema import Parallel
-from dasd_megatron.training.checkpoint import load_weights
-from dasd_megatron.training.data import Pack
-from dasd_megatron.training.distributed import process_groups
-from dasd_megatron.training.model import ModelOptions, build_model, named_weights
+from dasd_megatron.config.training import ParallelConfig
+from dasd_megatron.megatron_model.build_model import ModelOptions, build_model, named_weights
+from dasd_megatron.megatron_model.micro_batch import Pack
+from dasd_megatron.megatron_model.process_groups import process_groups
+from dasd_megatron.megatron_model.weights import load_weights
+from dasd_megatron.models.hf_model import HFModel
+from dasd_megatron.utils.errors import UserError
 from tests.conftest import ROOT, TOY
-from tests.models import CONTEXT, tiny_model
-from tests.packs import aligned_batch, logits_and_loss
+from tests.helpers.logits import aligned_batch, logits_and_loss
+from tests.helpers.tiny_models import CONTEXT, tiny_model
 
 
 def random_pack(lengths: list[int], vocabulary: int, seed: int = 0) -> Pack:
@@ -72,8 +72,8 @@ def test_logits_loss_and_gradients_equal_transformers(model_folder: Path, tmp_pa
     hf = HFModel(model_folder)
     import_hf(model_folder, tmp_path / "megatron")
     batch = aligned_batch(random_pack(LENGTHS, hf.shape.vocabulary), 16)
-    with process_groups(Parallel(), 0):
-        chunks = build_model(hf, Parallel(), ModelOptions(moe_aux_loss_coeff=0.0), CONTEXT)
+    with process_groups(ParallelConfig(), 0):
+        chunks = build_model(hf, ParallelConfig(), ModelOptions(moe_aux_loss_coeff=0.0), CONTEXT)
         load_weights(chunks, tmp_path / "megatron")
         logits, loss = logits_and_loss(chunks[0], batch, hf.shape.vocabulary)
         loss.backward()

@@ -13,18 +13,20 @@ from torch.distributed.checkpoint import FileSystemReader
 
 from benchmarks.models import random_pack
 from conversion.convert import export_hf, import_hf
-from conversion.hf_model import HFModel
-from conversion.mapping import InterleavedGateUp, Transposed
-from conversion.mxfp4 import unpack
 from conversion.verify import verify
-from dasd_megatron.errors import UserError
-from dasd_megatron.recipe.estimate import layer_activations, parameter_count, training_flops
-from dasd_megatron.recipe.schema import Memory, Parallel, Training
-from dasd_megatron.recipe.shape import Shape
-from dasd_megatron.training.distributed import process_groups
-from dasd_megatron.training.model import ModelOptions, build_model, transformer_config
-from tests.models import tiny_model
-from tests.packs import aligned_batch, logits_and_loss
+from dasd_megatron.config.training import MemoryConfig, ParallelConfig, TrainingConfig
+from dasd_megatron.megatron_model.build_model import ModelOptions, build_model, transformer_config
+from dasd_megatron.megatron_model.process_groups import process_groups
+from dasd_megatron.models.flops import training_flops
+from dasd_megatron.models.hf_model import HFModel
+from dasd_megatron.models.mxfp4 import unpack
+from dasd_megatron.models.parameter_count import parameter_count
+from dasd_megatron.models.parameter_mapping import InterleavedGateUpMapping, TransposedMapping
+from dasd_megatron.models.shape import ModelShape
+from dasd_megatron.planning.memory_estimate import layer_activations
+from dasd_megatron.utils.errors import UserError
+from tests.helpers.logits import aligned_batch, logits_and_loss
+from tests.helpers.tiny_models import tiny_model
 
 # The published config of gpt-oss-20b.
 PUBLISHED: dict[str, Any] = {
@@ -106,7 +108,7 @@ def test_published_models(tmp_path: Path, layers: int, experts: int, parameters:
 def test_what_megatron_is_told(tmp_path: Path) -> None:
     from megatron.core.fusions.fused_bias_geglu import quick_gelu
 
-    config = transformer_config(model_of(tmp_path, PUBLISHED), Parallel(), ModelOptions(torch.bfloat16))
+    config = transformer_config(model_of(tmp_path, PUBLISHED), ParallelConfig(), ModelOptions(torch.bfloat16))
     assert config.window_size == (127, 0)
     assert config.window_attn_skip_freq == [1, 0] * 12
     assert config.softmax_type == "learnable"
@@ -151,16 +153,16 @@ def test_without_windows(tmp_path: Path) -> None:
 
 def test_entries_of_one_expert() -> None:
     """Gate and up alternate in the last dimension; Hugging Face's matrices are [inputs, outputs]."""
-    shape = Shape(1, 3, 1, 1, 2, 2, 5, experts=2, chosen_experts=1)
+    shape = ModelShape(1, 3, 1, 1, 2, 2, 5, experts=2, top_k=1)
     hf = torch.tensor([[1, 10, 2, 20]] * 3) + 100 * torch.arange(3)[:, None]  # columns: gate, up, gate, up
-    entry = InterleavedGateUp("m", "h")
+    entry = InterleavedGateUpMapping("m", "h")
     assert entry.to_megatron((hf,), shape).tolist() == [[1, 101, 201], [2, 102, 202], [10, 110, 210], [20, 120, 220]]
     assert torch.equal(entry.to_hf(entry.to_megatron((hf,), shape), shape)[0], hf)
-    bias = InterleavedGateUp("m", "h", rows=())
+    bias = InterleavedGateUpMapping("m", "h", rows=())
     assert bias.to_megatron((hf[0],), shape).tolist() == [1, 2, 10, 20]
     assert torch.equal(bias.to_hf(bias.to_megatron((hf[0],), shape), shape)[0], hf[0])
-    down = Transposed("m", "h", ("hidden", "feed_forward"))
-    assert down.sizes == (("feed_forward", "hidden"),)
+    down = TransposedMapping("m", "h", ("hidden", "ffn_hidden_size"))
+    assert down.hf_dims == (("ffn_hidden_size", "hidden"),)
     assert torch.equal(down.to_megatron((hf,), shape), hf.t())
     assert torch.equal(down.to_hf(hf.t(), shape)[0], hf)
 
@@ -172,10 +174,10 @@ def test_the_table_is_megatrons_checkpoint(tmp_path: Path) -> None:
     metadata = FileSystemReader(tmp_path / "megatron").read_metadata().state_dict_metadata
     found = {key: tuple(item.size) for key, item in metadata.items() if hasattr(item, "size")}
     parts = list(hf.family.parts(hf.shape))
-    assert {part.key: (*part.stack, *part.megatron_size) for part in parts} == found
-    assert all(len(part.place) == len(part.stack) for part in parts)
+    assert {part.key: (*part.stacked_shape, *part.megatron_shape) for part in parts} == found
+    assert all(len(part.index) == len(part.stacked_shape) for part in parts)
     theirs = {name: tuple(tensor.shape) for name, tensor in load_file(hf.folder / "model.safetensors").items()}
-    assert {name: size for part in parts for name, size in zip(part.hf, part.sizes, strict=True)} == theirs
+    assert {name: size for part in parts for name, size in zip(part.hf, part.hf_shapes, strict=True)} == theirs
     assert {part.expert for part in parts if part.stacked} == set(range(hf.shape.experts))
 
 
@@ -209,7 +211,7 @@ def test_packed_weights(tmp_path: Path) -> None:
     assert again.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert torch.equal(again[name], tensor), name
-    card = verify(quantised, tmp_path / "megatron", Parallel())  # transformers unpacks them, too
+    card = verify(quantised, tmp_path / "megatron", ParallelConfig())  # transformers unpacks them, too
     assert not card.problems
 
 
@@ -220,10 +222,10 @@ def test_flops_count_what_a_window_leaves() -> None:
         "heads": 2,
         "query_groups": 1,
         "head_dim": 4,
-        "feed_forward": 8,
+        "ffn_hidden_size": 8,
         "vocabulary": 10,
     }
-    whole, windowed = Shape(**sizes), Shape(**sizes, window=100, windowed_layers=1)
+    whole, windowed = ModelShape(**sizes), ModelShape(**sizes, window=100, windowed_layers=1)
     assert training_flops(windowed, [60, 100]) == training_flops(whole, [60, 100])
     hidden = 300**2 / 2  # of the causal half of 400 squared, the pairs that lie further apart than the window
     assert training_flops(whole, [400]) - training_flops(windowed, [400]) == 3 * 4 * 8 * hidden
@@ -231,10 +233,10 @@ def test_flops_count_what_a_window_leaves() -> None:
 
 @pytest.mark.parametrize("tensor", [1, 2])
 def test_stages_hold_what_the_estimate_says(tmp_path: Path, tensor: int, capsys: pytest.CaptureFixture[str]) -> None:
-    from dasd_megatron.training.dry_run import dry_run
+    from dasd_megatron.training.build_ranks import build_ranks
 
     folder = model_of(tmp_path, PUBLISHED).folder
-    dry_run(folder, Parallel(tensor=tensor, pipeline=4, data=2, expert=2), Training(), Memory())
+    build_ranks(folder, ParallelConfig(tensor=tensor, pipeline=4, data=2, expert=2), TrainingConfig(), MemoryConfig())
     assert "GptOssForCausalLM of 20,914,757,184 parameters" in capsys.readouterr().out
 
 
@@ -253,8 +255,8 @@ def test_estimated_activations_are_what_a_layer_saves(tmp_path: Path) -> None:
             saved[storage.data_ptr()] = storage
         return tensor
 
-    with process_groups(Parallel(), 0):
-        [chunk] = build_model(hf, Parallel(), ModelOptions(moe_aux_loss_coeff=0.0), 512)
+    with process_groups(ParallelConfig(), 0):
+        [chunk] = build_model(hf, ParallelConfig(), ModelOptions(moe_aux_loss_coeff=0.0), 512)
         weights = {parameter.untyped_storage().data_ptr() for parameter in chunk.parameters()}
         for parameter in chunk.parameters():
             torch.nn.init.normal_(parameter, std=0.05)
@@ -263,6 +265,6 @@ def test_estimated_activations_are_what_a_layer_saves(tmp_path: Path) -> None:
             layer.register_forward_hook(lambda *_: found.append(sum(s.nbytes() for s in saved.values()) / 4))
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             logits_and_loss(chunk, batch, hf.shape.vocabulary)
-    estimate = layer_activations(hf.shape, Parallel(), "cpu")
+    estimate = layer_activations(hf.shape, ParallelConfig(), "cpu")
     expected = (estimate.sequence + estimate.tensor) * sum(lengths)
     assert found == pytest.approx([expected, expected], rel=0.03)

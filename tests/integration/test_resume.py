@@ -1,4 +1,4 @@
-"""A stage that goes on in another layout, past a damaged checkpoint, or with nothing left to do."""
+"""A stage that resumes in another layout, past a damaged checkpoint, or with nothing left to do."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ import signal
 
 import pytest
 
-from dasd_megatron.errors import Stopped
-from dasd_megatron.recipe.schema import Parallel
-from tests.training_runs import Runs, check_close, wait_until
+from dasd_megatron.config.training import ParallelConfig
+from dasd_megatron.utils.errors import Stopped
+from tests.helpers.training_runs import Runs, check_close, wait_until
 
 LAYOUTS = {
-    "dp2-to-dp1": (Parallel(data=2), Parallel()),
-    "tp2-to-tp1": (Parallel(tensor=2), Parallel()),
-    "pp2-to-pp1": (Parallel(pipeline=2), Parallel()),
-    "interleaved-to-pp1": (Parallel(pipeline=2, virtual_pipeline=2), Parallel()),
-    "cp2-to-cp1": (Parallel(context=2), Parallel()),
-    "pp2xdp2-to-dp1": (Parallel(pipeline=2, data=2), Parallel()),
-    "tp1-to-tp2xpp2": (Parallel(), Parallel(tensor=2, pipeline=2)),
+    "dp2-to-dp1": (ParallelConfig(data=2), ParallelConfig()),
+    "tp2-to-tp1": (ParallelConfig(tensor=2), ParallelConfig()),
+    "pp2-to-pp1": (ParallelConfig(pipeline=2), ParallelConfig()),
+    "interleaved-to-pp1": (ParallelConfig(pipeline=2, virtual_pipeline=2), ParallelConfig()),
+    "cp2-to-cp1": (ParallelConfig(context=2), ParallelConfig()),
+    "pp2xdp2-to-dp1": (ParallelConfig(pipeline=2, data=2), ParallelConfig()),
+    "tp1-to-tp2xpp2": (ParallelConfig(), ParallelConfig(tensor=2, pipeline=2)),
 }
 EXPERT_LAYOUTS = {
-    "ep2-to-ep1": (Parallel(data=2, expert=2), Parallel()),
-    "ep1-to-tp2xep2": (Parallel(), Parallel(tensor=2, expert=2)),
+    "ep2-to-ep1": (ParallelConfig(data=2, expert=2), ParallelConfig()),
+    "ep1-to-tp2xep2": (ParallelConfig(), ParallelConfig(tensor=2, expert=2)),
 }
 
 
-def check_resume(runs: Runs, name: str, first: Parallel, second: Parallel) -> None:
-    """Trains in one layout to the middle, and goes on in the other."""
+def check_resume(runs: Runs, name: str, first: ParallelConfig, second: ParallelConfig) -> None:
+    """Trains in one layout to the middle, and resumes in the other."""
     run = runs.run(name, first, {"SLOW_STEPS": "0.1"}, save_every=5)
     process = run.start()
     wait_until(lambda: "step-0000010" in run.folders() if run.output.is_dir() else False, process)
@@ -50,10 +50,10 @@ def test_resume_experts_in_another_layout(experts: Runs, name: str) -> None:
     check_resume(experts, name, *EXPERT_LAYOUTS[name])
 
 
-def test_a_damaged_checkpoint_is_passed_over(dense: Runs) -> None:
+def test_a_damaged_checkpoint_is_skipped(dense: Runs) -> None:
     """And isn't kept as the newest at the cost of those that are saved next."""
     settings = {"save_every": 4, "keep_checkpoints": 2}
-    run = dense.run("damaged", Parallel(), {"SLOW_STEPS": "0.1"}, **settings)
+    run = dense.run("damaged", ParallelConfig(), {"SLOW_STEPS": "0.1"}, **settings)
     process = run.start()
     wait_until(lambda: "step-0000012" in run.folders() if run.output.is_dir() else False, process)
     process.kill()
@@ -61,14 +61,14 @@ def test_a_damaged_checkpoint_is_passed_over(dense: Runs) -> None:
     newest = sorted(run.output.glob("step-*"))[-1]
     for path in newest.glob("*.distcp"):
         os.truncate(path, path.stat().st_size // 2)
-    once = dense.run("damaged", Parallel(), {"SLOW_STEPS": "0.1"}, save_every=4, keep_checkpoints=1)
+    once = dense.run("damaged", ParallelConfig(), {"SLOW_STEPS": "0.1"}, save_every=4, keep_checkpoints=1)
     process = once.start()
     wait_until(lambda: bool(once.log()) and once.log()[-1]["step"] == 9, process)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == Stopped.EXIT_CODE, errors[-2000:]
     assert f"{newest}: can't be loaded as a checkpoint of this model" in errors
-    assert "going back to the checkpoint before" in errors
+    assert "falling back to the checkpoint before" in errors
     stopped = once.log()[-1]["step"]
     assert [name for name in once.folders() if name.startswith("step-")] == [f"step-{stopped:07d}"]
     assert any(name.startswith(f"damaged-{newest.name}") for name in once.folders())
@@ -77,7 +77,7 @@ def test_a_damaged_checkpoint_is_passed_over(dense: Runs) -> None:
 
 
 def test_a_checkpoint_under_another_name_is_not_taken_up(dense: Runs) -> None:
-    run = dense.run("renamed", Parallel(), {"SLOW_STEPS": "0.1"}, save_every=4)
+    run = dense.run("renamed", ParallelConfig(), {"SLOW_STEPS": "0.1"}, save_every=4)
     process = run.start()
     wait_until(lambda: "step-0000004" in run.folders() if run.output.is_dir() else False, process)
     process.kill()
@@ -88,7 +88,7 @@ def test_a_checkpoint_under_another_name_is_not_taken_up(dense: Runs) -> None:
 
 def test_a_stage_killed_before_its_mark_is_not_trained_again(dense: Runs) -> None:
     """The final weights are there, COMPLETE is not: the same weights and log stay."""
-    run = dense.run("unmarked", Parallel())
+    run = dense.run("unmarked", ParallelConfig())
     lines = run.finish()
     files = {path: path.stat().st_mtime_ns for path in (run.output / "checkpoint").iterdir()}
     assert run.finish() == lines
@@ -96,25 +96,25 @@ def test_a_stage_killed_before_its_mark_is_not_trained_again(dense: Runs) -> Non
 
 
 def test_state_of_a_whole_optimizer_is_not_taken_for_that_of_a_distributed_one(dense: Runs) -> None:
-    run = dense.run("optimizers", Parallel(data=2), {"SLOW_STEPS": "0.1"}, save_every=5)
+    run = dense.run("optimizers", ParallelConfig(data=2), {"SLOW_STEPS": "0.1"}, save_every=5)
     process = run.start()
     wait_until(lambda: "step-0000005" in run.folders() if run.output.is_dir() else False, process)
     process.kill()
     process.communicate()
-    process = dense.run("optimizers", Parallel(data=2, distributed_optimizer=False), save_every=5).start()
+    process = dense.run("optimizers", ParallelConfig(data=2, distributed_optimizer=False), save_every=5).start()
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 2
     assert "Traceback" not in errors
     assert (
-        "was written with parallel.distributed_optimizer=True; its optimizer state can only be taken up with that"
+        "was written with parallel.distributed_optimizer=True; its optimizer state can only be restored with that"
         in errors
     )
     assert "step-0000005" in run.folders()  # nothing is lost
-    lines = dense.run("optimizers", Parallel(data=2), save_every=5).finish()
+    lines = dense.run("optimizers", ParallelConfig(data=2), save_every=5).finish()
     check_close(lines, dense.undisturbed().log(), loss=1e-5, grad_norm=1e-4)
 
 
 def test_bf16_learns(dense: Runs) -> None:
     expected = dense.undisturbed().log()[-1]["loss"]
-    lines = dense.run("bf16", Parallel(), precision="bf16").finish()
+    lines = dense.run("bf16", ParallelConfig(), precision="bf16").finish()
     assert lines[-1]["loss"] == pytest.approx(expected, abs=0.05)

@@ -15,32 +15,32 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conversion.convert import import_hf
-from conversion.hf_model import HFModel
-from conversion.probes import expected
+from conversion.probes import reference_outputs
 from conversion.verify import _megatron_outputs, _output_problems, card_path, verify
-from dasd_megatron.errors import UserError
-from dasd_megatron.recipe.schema import Parallel
+from dasd_megatron.config.training import ParallelConfig
+from dasd_megatron.models.hf_model import HFModel
+from dasd_megatron.utils.errors import UserError
 from tests.conftest import ROOT, TOY
-from tests.models import FAMILIES, tiny_model
+from tests.helpers.tiny_models import FAMILIES, tiny_model
 
 LAYOUTS = [
-    ("qwen3", Parallel()),
-    ("qwen3", Parallel(tensor=2)),
-    ("qwen3", Parallel(pipeline=2)),
-    ("qwen3", Parallel(tensor=2, pipeline=2)),
-    ("qwen3_moe", Parallel(tensor=2, pipeline=2)),
-    ("qwen3_moe", Parallel(expert=2, data=2)),
-    ("qwen2", Parallel(tensor=2)),
-    ("llama", Parallel(tensor=2, pipeline=2)),
-    ("gpt_oss", Parallel()),
-    ("gpt_oss", Parallel(tensor=2, pipeline=2)),
-    ("gpt_oss", Parallel(expert=2, data=2)),
+    ("qwen3", ParallelConfig()),
+    ("qwen3", ParallelConfig(tensor=2)),
+    ("qwen3", ParallelConfig(pipeline=2)),
+    ("qwen3", ParallelConfig(tensor=2, pipeline=2)),
+    ("qwen3_moe", ParallelConfig(tensor=2, pipeline=2)),
+    ("qwen3_moe", ParallelConfig(expert=2, data=2)),
+    ("qwen2", ParallelConfig(tensor=2)),
+    ("llama", ParallelConfig(tensor=2, pipeline=2)),
+    ("gpt_oss", ParallelConfig()),
+    ("gpt_oss", ParallelConfig(tensor=2, pipeline=2)),
+    ("gpt_oss", ParallelConfig(expert=2, data=2)),
 ]
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize(("family", "parallel"), LAYOUTS, ids=str)
-def test_same_logits_in_every_layout(family: str, parallel: Parallel, tmp_path: Path) -> None:
+def test_same_logits_in_every_layout(family: str, parallel: ParallelConfig, tmp_path: Path) -> None:
     """In fp32, at positions beyond 8K, within 1e-5: absolutely, and of the largest logit."""
     hf = tiny_model(tmp_path / "hf", family, tied=family == "qwen3")
     import_hf(hf, tmp_path / "megatron")
@@ -149,7 +149,7 @@ def test_differences_are_found_and_named(case: str, tmp_path: Path) -> None:
     hf = tiny_model(tmp_path / "hf")
     import_hf(hf, tmp_path / "megatron")
     damage(hf)
-    card = verify(hf, tmp_path / "megatron", Parallel())
+    card = verify(hf, tmp_path / "megatron", ParallelConfig())
     assert card.problems
     assert not card.content["passed"]
     for message in messages:
@@ -172,17 +172,17 @@ def test_other_files_are_compared(tmp_path: Path) -> None:
     hf = shutil.copytree(TOY / "student", tmp_path / "hf")
     import_hf(hf, tmp_path / "megatron")
     (hf / "chat_template.jinja").write_text("{{ messages }}")
-    assert verify(hf, tmp_path / "megatron", Parallel()).problems == ["chat_template.jinja isn't the same"]
+    assert verify(hf, tmp_path / "megatron", ParallelConfig()).problems == ["chat_template.jinja isn't the same"]
     (hf / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="its tokenizer can't be loaded"):
-        verify(hf, tmp_path / "megatron", Parallel())
+        verify(hf, tmp_path / "megatron", ParallelConfig())
 
 
 def test_what_is_not_finite_is_not_verified(tmp_path: Path) -> None:
     hf = tiny_model(tmp_path / "hf")
     change(hf, "model.norm.weight", lambda norm: norm * float("nan"))
     import_hf(hf, tmp_path / "megatron")
-    card = verify(hf, tmp_path / "megatron", Parallel())
+    card = verify(hf, tmp_path / "megatron", ParallelConfig())
     assert "prompt 0: logits aren't finite, so nothing can be said of them" in card.problems
     json.loads(card_path(tmp_path / "megatron").read_text(), parse_constant=pytest.fail)
 
@@ -193,12 +193,14 @@ def test_a_window_is_seen(tmp_path: Path) -> None:
     import_hf(hf, tmp_path / "megatron")
     config(tmp_path / "megatron" / "hf", sliding_window=100)
     with pytest.raises(UserError, match="window 100 against 128"):
-        verify(hf, tmp_path / "megatron", Parallel())
+        verify(hf, tmp_path / "megatron", ParallelConfig())
     config(tmp_path / "megatron" / "hf", sliding_window=128)
-    reference = expected(HFModel(hf))
+    reference = reference_outputs(HFModel(hf))
     [probe] = [probe for probe in reference.probes if probe.name == "beyond the window"]
     config(tmp_path / "megatron" / "hf", sliding_window=100)
-    outputs = _megatron_outputs(HFModel(tmp_path / "megatron" / "hf"), tmp_path / "megatron", Parallel(), reference)
+    outputs = _megatron_outputs(
+        HFModel(tmp_path / "megatron" / "hf"), tmp_path / "megatron", ParallelConfig(), reference
+    )
     assert [p.name for p in reference.probes if _output_problems(p, outputs[p.name])] == [probe.name]
 
 
@@ -230,7 +232,7 @@ def test_rounding_is_said(tmp_path: Path) -> None:
     """A checkpoint rounded to bf16 is compared with the model rounded in the same way."""
     hf = tiny_model(tmp_path / "hf")
     import_hf(hf, tmp_path / "megatron", torch.bfloat16)
-    card = verify(hf, tmp_path / "megatron", Parallel())
+    card = verify(hf, tmp_path / "megatron", ParallelConfig())
     assert "equal bit by bit, after rounding to bfloat16" in card.content["summary"]["tensors"]
     assert not card.problems
 
@@ -239,6 +241,6 @@ def test_models_that_cannot_be_compared(tmp_path: Path) -> None:
     import_hf(tiny_model(tmp_path / "hf"), tmp_path / "megatron")
     other = tiny_model(tmp_path / "other", num_hidden_layers=3)
     with pytest.raises(UserError, match="layers 4 against 3"):
-        verify(other, tmp_path / "megatron", Parallel())
+        verify(other, tmp_path / "megatron", ParallelConfig())
     with pytest.raises(UserError, match="tensor=3 doesn't divide the 4 attention heads"):
-        verify(tmp_path / "hf", tmp_path / "megatron", Parallel(tensor=3))
+        verify(tmp_path / "hf", tmp_path / "megatron", ParallelConfig(tensor=3))

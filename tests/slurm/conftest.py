@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
-from tests.slurm.cluster import ACCOUNT, PARTITION, Cluster, install
+from tests.helpers.slurm_cluster import ACCOUNT, PARTITION, Cluster, install
 
 
 @dataclass

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from dasd_megatron.artifacts.artifact import Artifact
+from tests.helpers.small_run import artifacts, content_of, small_run
 from tests.slurm.conftest import Site
-from tests.small_run import artifacts, content_of, small_run
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_run_on_two_nodes_is_the_run_on_one_machine(site: Site, calm: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     code, out, errors = site.finish(*small_run(folder), "launch.training.nodes=2")

@@ -21,16 +21,17 @@ import psutil
 import pytest
 
 from dasd_megatron.artifacts.artifact import COMPLETE
-from dasd_megatron.launch.slurm import job_prefix
-from dasd_megatron.recipe.load import load_recipe
-from dasd_megatron.recipe.steps import Step, steps_of
+from dasd_megatron.config.load import load_recipe
+from dasd_megatron.pipeline.graph import build_steps
+from dasd_megatron.slurm.experiment import job_prefix
+from dasd_megatron.steps.step import Step
 from tests.conftest import ROOT
-from tests.slurm.cluster import URGENT
+from tests.helpers.slurm_cluster import URGENT
+from tests.helpers.small_run import RECIPE, SMALL, finish
+from tests.helpers.training_runs import RESULTS
 from tests.slurm.conftest import Site
-from tests.small_run import RECIPE, SMALL, finish
-from tests.training_runs import RESULTS
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.full
 
 TRAIN, EXPORT = "train_low_temperature", "export_low_temperature"
 ONLY = ["--only", TRAIN, "--only", EXPORT]
@@ -51,7 +52,7 @@ class StageRun:
 
     @property
     def steps(self) -> dict[str, Step]:
-        return steps_of(load_recipe(RECIPE, self.arguments[1:]))
+        return build_steps(load_recipe(RECIPE, self.arguments[1:]))
 
     @property
     def arguments(self) -> list[str]:
@@ -65,7 +66,7 @@ class StageRun:
         self.process = self.site.launch(*self.arguments, *ONLY)
 
     def losses(self) -> list[dict[str, Any]]:
-        path = self.stage / "steps.jsonl"
+        path = self.stage / "metrics.jsonl"
         if not path.is_file():
             return []
         lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
@@ -105,7 +106,7 @@ class StageRun:
 
 
 def ranks_of(job: str, restart: str | None = None) -> list[psutil.Process]:
-    """The ranks of a job; only of its so-many-th restart, where that is given."""
+    """The ranks of a job; only of its n-th restart, where that is given."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
@@ -214,18 +215,18 @@ def test_a_lost_node(run: StageRun, undisturbed: Path) -> None:
 
 def test_a_time_limit_shorter_than_the_stage(run: StageRun, undisturbed: Path) -> None:
     """On a node so slow that the first job can't end it."""
-    run.overrides += ["launch.training.time='00:01:00'", "launch.lead_seconds=20"]
+    run.overrides += ["launch.training.time='00:01:00'", "launch.grace_period_seconds=20"]
     run.submit()
     with slowed(run.until_it_trains()) as still:
         run.until(lambda: not still(), "end of the first job")
     assert 0 < len(run.losses()) < 60
     check_done(run, undisturbed, starts=2)
-    assert "PENDING again: it goes on where it was stopped" in run.said
+    assert "PENDING again: it resumes where it was stopped" in run.said
 
 
 def test_a_stage_whose_saves_take_longer_than_its_lead(run: StageRun, undisturbed: Path) -> None:
     """What its log says of a save, known only since it runs, makes it stop before Slurm's signal."""
-    run.overrides += ["launch.training.time='00:01:00'", "launch.lead_seconds=5"]
+    run.overrides += ["launch.training.time='00:01:00'", "launch.grace_period_seconds=5"]
     run.submit()
     with slowed(run.until_it_trains()) as still:
         with (run.stage / "saves.jsonl").open("a") as file:
@@ -282,7 +283,7 @@ def test_a_controller_that_is_started_again(run: StageRun, undisturbed: Path) ->
 
 
 def test_a_step_that_fails(run: StageRun) -> None:
-    """A learning rate that drives the loss to infinity: a failure of its own, which no second attempt mends."""
+    """A learning rate that drives the loss to infinity: a failure of its own, which no second attempt fixes."""
     run.overrides.append("training.learning_rate=1e30")
     run.submit()
     code, out, errors = run.end()
@@ -313,9 +314,9 @@ def test_a_step_that_keeps_crashing(run: StageRun) -> None:
 
 def test_a_failure_is_named_before_what_it_does_to_others(run: StageRun) -> None:
     """Rank 0 can't write its log; the other rank only sees it go."""
-    (run.stage / "steps.jsonl").mkdir(parents=True)
+    (run.stage / "metrics.jsonl").mkdir(parents=True)
     run.submit()
     code, out, _ = run.end()
     assert code == 2
-    assert f"error: {run.stage / 'steps.jsonl'}: can't be written" in out
+    assert f"error: {run.stage / 'metrics.jsonl'}: can't be written" in out
     check_next_step_never_began(run)

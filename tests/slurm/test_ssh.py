@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.apt import install, program
 from tests.conftest import TOY
+from tests.helpers.apt import install, program
+from tests.helpers.small_run import small_run
 from tests.slurm.conftest import Site
-from tests.small_run import small_run
 
 ABSOLUTE = [
     *(f"{model}.model={TOY}/{model}" for model in ("teacher", "student")),

@@ -14,11 +14,11 @@ from secrets import token_hex
 
 import pytest
 
-from dasd_megatron.artifacts.files import lock
-from dasd_megatron.launch.submission import SUBMISSION
+from dasd_megatron.runtime.submission_record import SUBMISSION
+from dasd_megatron.utils.file_lock import lock
 from tests.conftest import ROOT
+from tests.helpers.small_run import RECIPE, artifacts, small_run
 from tests.slurm.conftest import Site
-from tests.small_run import RECIPE, artifacts, small_run
 
 # Not written here, since this file is shipped.
 CANARY = f"canary-{token_hex(8)}"
@@ -83,7 +83,7 @@ def test_no_secret_is_written(site: Site, tmp_path: Path, recorded_sbatch: Path)
 
 
 def test_a_run_that_is_submitted_already(site: Site, tmp_path: Path) -> None:
-    """Refused while its jobs are there, with the name of whoever submitted them; then followed, and taken up again."""
+    """Refused while its jobs are there, with the name of whoever submitted them; then followed, and resumed."""
     run = [*small_run(tmp_path / "run"), *PROMPTS]
     site.settings["sbatch"] = {"hold": True}
     code, out, errors = site.finish(*run, "--detach")
@@ -146,7 +146,7 @@ def test_refused_by_the_cluster(site: Site, tmp_path: Path, settings: dict[str, 
 
 
 def test_watching_tells_how_it_ended(site: Site, tmp_path: Path) -> None:
-    """A detached run that failed, the morning after; a new submission starts its count of attempts anew."""
+    """A detached run that failed, the morning after; a new submission resets its count of attempts."""
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"input": \n')
     run = [*small_run(tmp_path / "run"), *PROMPTS, f"prompts.test.path={bad}"]
@@ -307,7 +307,7 @@ def test_a_step_without_its_inputs(site: Site, tmp_path: Path) -> None:
 
 
 def test_a_full_run_folder(site: Site, small_disk: object) -> None:
-    """The step says so, fails, and is taken up again once there is room."""
+    """The step says so, fails, and resumes once there is room."""
     folder = small_disk("16k")  # type: ignore[operator]
     code, out, errors = site.finish(*small_run(folder / "run"), *PROMPTS, "prompts.test.limit=1000")
     assert code == 2, out + errors

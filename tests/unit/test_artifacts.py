@@ -10,9 +10,10 @@ import pyarrow as pa
 import pytest
 
 from dasd_megatron.artifacts.artifact import Artifact, ArtifactWriter
-from dasd_megatron.artifacts.files import disk_error, lock, try_lock, write_atomically
-from dasd_megatron.artifacts.hashing import END_BYTES, WHOLE_FILE_LIMIT, fingerprint
-from dasd_megatron.errors import UserError
+from dasd_megatron.utils.errors import UserError
+from dasd_megatron.utils.file_lock import lock, try_lock
+from dasd_megatron.utils.files import disk_error, write_atomically
+from dasd_megatron.utils.hashing import END_BYTES, WHOLE_FILE_LIMIT, fingerprint
 
 TABLE = pa.table({"uuid": ["a", "b"], "value": [1, 2]})
 
@@ -155,12 +156,12 @@ def test_damaged_manifest(tmp_path: Path, content: str | None) -> None:
 
 def test_other_files_are_checked_too(tmp_path: Path) -> None:
     writer = write(tmp_path / "a")
-    (tmp_path / "a" / "steps.jsonl").write_text("1234")
+    (tmp_path / "a" / "metrics.jsonl").write_text("1234")
     writer.finish()
     artifact = Artifact(tmp_path / "a")
-    assert artifact.file("steps.jsonl").read_text() == "1234"
-    (tmp_path / "a" / "steps.jsonl").write_text("1334")
+    assert artifact.file("metrics.jsonl").read_text() == "1234"
+    (tmp_path / "a" / "metrics.jsonl").write_text("1334")
     with pytest.raises(UserError, match="its hash is not the manifest's"):
-        artifact.file("steps.jsonl")
+        artifact.file("metrics.jsonl")
     with pytest.raises(UserError, match="holds no file 'other'"):
         artifact.file("other")

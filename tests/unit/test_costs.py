@@ -12,24 +12,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dasd_megatron.artifacts.artifact import ArtifactWriter
-from dasd_megatron.errors import UserError
-from dasd_megatron.launch.cluster import Cluster
-from dasd_megatron.launch.print_plan import plan
-from dasd_megatron.launch.slurm import jobs_of
-from dasd_megatron.recipe.amounts import Amounts, Unknown
-from dasd_megatron.recipe.costs import Cost, Costs
-from dasd_megatron.recipe.decoding import cache_bytes, tokens_per_second, weight_bytes
-from dasd_megatron.recipe.estimate import GIB, GPUS, parameter_count, training_flops
-from dasd_megatron.recipe.load import load_recipe
-from dasd_megatron.recipe.resources import job_resources
-from dasd_megatron.recipe.schema import Engine, Recipe
-from dasd_megatron.recipe.shape import Shape
-from dasd_megatron.recipe.steps import Step, steps_of
+from dasd_megatron.config.gpu_specs import GIB, GPU_SPECS
+from dasd_megatron.config.load import load_recipe
+from dasd_megatron.config.recipe import Recipe
+from dasd_megatron.config.sampling import EngineConfig
+from dasd_megatron.models.flops import training_flops
+from dasd_megatron.models.hf_config import shape_of
+from dasd_megatron.models.parameter_count import parameter_count
+from dasd_megatron.models.shape import ModelShape
+from dasd_megatron.pipeline.graph import build_steps
+from dasd_megatron.planning.costs import Costs
+from dasd_megatron.planning.estimates import Estimates
+from dasd_megatron.planning.job_resources import job_resources
+from dasd_megatron.sampling.decoding_speed import cache_bytes, tokens_per_second, weight_bytes
+from dasd_megatron.slurm.cluster_config import ClusterConfig
+from dasd_megatron.slurm.dry_run import plan
+from dasd_megatron.slurm.experiment import jobs_of
+from dasd_megatron.steps.cost_estimate import Cost, Unknown
+from dasd_megatron.steps.step import Step
+from dasd_megatron.utils.errors import UserError
 from tests.conftest import ROOT, TOY
 
-QWEN3_4B = Shape(36, 2560, 32, 8, 128, 9728, 151_936, tied=True, qk_norm=True)
-GPT_OSS_120B = Shape(
-    36, 2880, 64, 8, 64, 2880, 201_088, experts=128, chosen_experts=4, biases=True, window=128, windowed_layers=18
+QWEN3_4B = ModelShape(36, 2560, 32, 8, 128, 9728, 151_936, tied=True, qk_norm=True)
+GPT_OSS_120B = ModelShape(
+    36, 2880, 64, 8, 64, 2880, 201_088, experts=128, top_k=4, biases=True, window=128, windowed_layers=18
 )
 # 1,000 prompts, 2 responses each of 100 tokens and 1 chosen; packs of ten documents.
 SIZES = [
@@ -52,7 +58,7 @@ def in_the_product(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def a_run(tmp_path: Path, *overrides: str) -> tuple[Recipe, dict[str, Step]]:
     recipe = load_recipe(TOY / "recipe.yaml", [*SIZES, f"run_dir={tmp_path / 'run'}", *overrides])
-    return recipe, steps_of(recipe)
+    return recipe, build_steps(recipe)
 
 
 def cost(recipe: Recipe, step: Step, gpus_per_node: int = 8) -> Cost:
@@ -75,10 +81,10 @@ def test_amounts_follow_from_step_to_step(tmp_path: Path) -> None:
         assert made[f"pack_{stage}"] == (100, "packs")
         assert made[f"train_{stage}"] == (50, "steps")  # 2 epochs x 100 packs / 4
         assert of[f"train_{stage}"].tokens_in == 2 * 1000 * 128
-    # Half of the answers are cut off, at 1.5 x 100 tokens.
-    assert made["answer_mixed_policy"] == (400, "responses")
-    assert of["answer_mixed_policy"].tokens_out == 200 * 150 + 200 * 100
-    # The teacher goes on at a mean place of 3/4 of them, with a whole response.
+    # Half of the answers are truncated, at 1.5 x 100 tokens.
+    assert made["rollout_mixed_policy"] == (400, "responses")
+    assert of["rollout_mixed_policy"].tokens_out == 200 * 150 + 200 * 100
+    # The teacher continues from a mean place of 3/4 of them, with a whole response.
     assert made["continue_mixed_policy"] == (200, "responses")
     assert of["continue_mixed_policy"].tokens_in == 200 * (28 + 112.5)
     assert of["continue_mixed_policy"].tokens_out == 200 * 100
@@ -95,7 +101,7 @@ def test_storage(tmp_path: Path) -> None:
     recipe, steps = a_run(
         tmp_path, "training.precision=bf16", "training.keep_checkpoints=3", "training.keep_every=null"
     )
-    student = parameter_count(Shape.of(json.loads((TOY / "student/config.json").read_text()), TOY / "student"))
+    student = parameter_count(shape_of(json.loads((TOY / "student/config.json").read_text()), TOY / "student"))
     assert cost(recipe, steps["sample_low_temperature"]).bytes == 2000 * (28 * 8 + 100 * 12)
     assert cost(recipe, steps["filter_low_temperature"]).bytes == 2000 * (28 * 12 + 100 * 24)
     assert cost(recipe, steps["score_low_temperature"]).bytes == 2000 * (28 * 12 + 100 * 28)
@@ -111,7 +117,7 @@ def test_storage(tmp_path: Path) -> None:
 
 def test_gpu_hours(tmp_path: Path) -> None:
     recipe, steps = a_run(tmp_path, "engine={max_batch: 64}", "launch.replicas=null", "launch.sampling.nodes=2")
-    shape = Shape.of(json.loads((TOY / "student/config.json").read_text()), TOY / "student")
+    shape = shape_of(json.loads((TOY / "student/config.json").read_text()), TOY / "student")
     stage = cost(recipe, steps["train_low_temperature"])
     seconds = training_flops(shape, [128]) * 2000 / (2 * 989e12 * 0.4)
     assert stage.hours == pytest.approx(seconds / 3600)
@@ -120,10 +126,10 @@ def test_gpu_hours(tmp_path: Path) -> None:
     score = cost(recipe, steps["score_low_temperature"])
     assert score.hours == pytest.approx(2000 * training_flops(shape, [128]) / 3 / (4 * 989e12 * 0.4) / 3600)
     assert score.gpu_hours == pytest.approx(16 * (score.hours or 0))
-    teacher = Shape.of(json.loads((TOY / "teacher/config.json").read_text()), TOY / "teacher")
-    engine = Engine(max_batch=64)
+    teacher = shape_of(json.loads((TOY / "teacher/config.json").read_text()), TOY / "teacher")
+    engine = EngineConfig(max_batch=64)
     rate = tokens_per_second(
-        teacher, weight_bytes(TOY / "teacher", teacher, engine), engine, GPUS["h100"], 28 + 50, 500, 0.4
+        teacher, weight_bytes(TOY / "teacher", teacher, engine), engine, GPU_SPECS["h100"], 28 + 50, 500, 0.4
     )
     read = 2000 * training_flops(teacher, [28]) / 3 / (4 * 989e12 * 0.4)
     sample = cost(recipe, steps["sample_low_temperature"])
@@ -136,7 +142,7 @@ def test_counted_goes_before_expected(tmp_path: Path) -> None:
     recipe, steps = a_run(tmp_path)
     finish(steps["prompts_train"], prompts=900)
     assert cost(recipe, steps["sample_low_temperature"]).amount == 1800
-    finish(steps["sample_low_temperature"], responses=1800, tokens=1800 * 60, cut_off=0)
+    finish(steps["sample_low_temperature"], responses=1800, tokens=1800 * 60, truncated=0)
     scored = cost(recipe, steps["score_low_temperature"])
     assert (scored.tokens_in, scored.counted) == (1800 * 88, False)
     finish(steps["filter_low_temperature"], responses=1500, dropped=300)
@@ -159,18 +165,20 @@ def test_unknown_number_of_prompts(tmp_path: Path) -> None:
     assert cost(recipe, steps["train_low_temperature"]).missing == "how many prompts there are: set prompts.train.limit"
     assert cost(recipe, steps["sample_high_temperature"]).amount == 600  # its stage says how many
     lines = plan(
-        recipe, jobs_of(recipe, steps, Cluster(account="a", partition="p")), Cluster(account="a", partition="p")
+        recipe,
+        jobs_of(recipe, steps, ClusterConfig(account="a", partition="p")),
+        ClusterConfig(account="a", partition="p"),
     )
     assert "  how many prompts there are: set prompts.train.limit" in lines
     assert sum(" unknown " in f"{line} " for line in lines) >= 6
     with pytest.raises(Unknown):
-        Amounts(recipe.expected).documents(steps["sample_low_temperature"])
+        Estimates(recipe).documents(steps["sample_low_temperature"])
 
 
-def test_models_that_are_elsewhere_leave_tokens(tmp_path: Path) -> None:
+def test_models_that_are_on_another_machine_leave_tokens(tmp_path: Path) -> None:
     there = ["teacher.model=/there/teacher", "student.model=/there/student"]
     recipe = load_recipe(TOY / "recipe.yaml", [*SIZES, f"run_dir={tmp_path}", *there])
-    steps = steps_of(recipe, elsewhere=True)
+    steps = build_steps(recipe, remote=True)
     stage = cost(recipe, steps["train_low_temperature"])
     assert stage.tokens_in == 2 * 1000 * 128
     assert stage.hours is stage.bytes is None
@@ -179,20 +187,20 @@ def test_models_that_are_elsewhere_leave_tokens(tmp_path: Path) -> None:
 
 def test_decoding_is_bound_by_what_memory_moves() -> None:
     """gpt-oss-120b in MXFP4 on two H100s at 9,100 tokens, by hand."""
-    engine = Engine(tensor_parallel=2, max_batch=256)
+    engine = EngineConfig(tensor_parallel=2, max_batch=256)
     cache = 2 * 8 * 64 * 2 * (18 * 9100 + 18 * 128)  # K and V, heads, head_dim, bytes; half the layers see 128 tokens
     assert cache_bytes(GPT_OSS_120B, engine, 9100) == cache
     step = (65.2e9 + 256 * cache) / (2 * 3.35e12 * 0.4)
-    rate = tokens_per_second(GPT_OSS_120B, 65.2e9, engine, GPUS["h100"], 9100, 10_000, 0.4)
+    rate = tokens_per_second(GPT_OSS_120B, 65.2e9, engine, GPU_SPECS["h100"], 9100, 10_000, 0.4)
     assert rate == pytest.approx(256 / step)
     # On one there is room for a few sequences only.
     alone = engine.model_copy(update={"tensor_parallel": 1})
     room = (0.9 * 80 * GIB - 65.2e9) // cache
     assert 0 < room < 256 / 4
-    rate = tokens_per_second(GPT_OSS_120B, 65.2e9, alone, GPUS["h100"], 9100, 10_000, 0.4)
+    rate = tokens_per_second(GPT_OSS_120B, 65.2e9, alone, GPU_SPECS["h100"], 9100, 10_000, 0.4)
     assert rate == pytest.approx(room / ((65.2e9 + room * cache) / (3.35e12 * 0.4)))
     with pytest.raises(UserError, match=r"engine\.tensor_parallel=1: weights of 77 GB leave no room"):
-        tokens_per_second(GPT_OSS_120B, 77e9, alone, GPUS["h100"], 9100, 10_000, 0.4)
+        tokens_per_second(GPT_OSS_120B, 77e9, alone, GPU_SPECS["h100"], 9100, 10_000, 0.4)
 
 
 @given(
@@ -205,16 +213,16 @@ def test_decoding_is_bound_by_what_memory_moves() -> None:
 def test_decoding_is_never_faster_for_more_work(
     length: float, longer: float, sequences: int, gpus: int, share: float
 ) -> None:
-    engine = Engine(tensor_parallel=gpus)
+    engine = EngineConfig(tensor_parallel=gpus)
 
     def rate(**changed: Any) -> float:
-        settings = {"length": length, "sequences": sequences, "share": share, "gpu": GPUS["h100"], **changed}
+        settings = {"length": length, "sequences": sequences, "mbu": share, "gpu": GPU_SPECS["h100"], **changed}
         return tokens_per_second(QWEN3_4B, 8e9, engine, **settings)
 
     assert rate(length=length * longer) <= rate() * (1 + 1e-9)
     assert rate(sequences=sequences + 1) >= rate() * (1 - 1e-9)
-    assert rate(share=min(1.0, share * longer)) >= rate()
-    assert rate(gpu=GPUS["h200"]) >= rate()
+    assert rate(mbu=min(1.0, share * longer)) >= rate()
+    assert rate(gpu=GPU_SPECS["h200"]) >= rate()
 
 
 @pytest.mark.parametrize("step", ["sample_low_temperature", "score_low_temperature", "train_low_temperature"])
@@ -228,7 +236,7 @@ def test_costs_grow_with_what_is_asked_for(tmp_path: Path, step: str) -> None:
     base = gpu_hours()
     assert gpu_hours("prompts.train.limit=3000") > base
     assert gpu_hours("expected.response_tokens=150") > base
-    assert gpu_hours("expected.flops_share=0.2") > base
+    assert gpu_hours("expected.mfu=0.2") > base
     assert gpu_hours("sampling.responses_per_prompt=4") >= base
     assert gpu_hours("prompts.train.limit=3000", "stages.0.prompts=1000") == base
 
@@ -239,29 +247,29 @@ def test_costs_are_for_the_clusters_gpus(tmp_path: Path) -> None:
     for step in (steps["sample_low_temperature"], steps["train_low_temperature"]):
         resources = job_resources(recipe, step, 8)
         assert (fast.of(step, resources).hours or 0) < (slow.of(step, resources).hours or 0)
-    cluster = Cluster(account="a", partition="p", gpu="b200")
+    cluster = ClusterConfig(account="a", partition="p", gpu="b200")
     assert any("B200s reach 40%" in line for line in plan(recipe, jobs_of(recipe, steps, cluster), cluster))
 
 
 def test_weights_by_index_then_files_then_parameters(tmp_path: Path) -> None:
-    assert weight_bytes(tmp_path, QWEN3_4B, Engine()) == 2 * parameter_count(QWEN3_4B)
-    assert weight_bytes(tmp_path, QWEN3_4B, Engine(dtype="float32")) == 4 * parameter_count(QWEN3_4B)
+    assert weight_bytes(tmp_path, QWEN3_4B, EngineConfig()) == 2 * parameter_count(QWEN3_4B)
+    assert weight_bytes(tmp_path, QWEN3_4B, EngineConfig(dtype="float32")) == 4 * parameter_count(QWEN3_4B)
     (tmp_path / "model-1.safetensors").write_bytes(b"x" * 100)
     (tmp_path / "model-2.safetensors").write_bytes(b"x" * 50)
-    assert weight_bytes(tmp_path, QWEN3_4B, Engine()) == 150
+    assert weight_bytes(tmp_path, QWEN3_4B, EngineConfig()) == 150
     (tmp_path / "model.safetensors.index.json").write_text('{"metadata": {"total_size": 7}, "weight_map": {}}')
-    assert weight_bytes(tmp_path, QWEN3_4B, Engine()) == 7
+    assert weight_bytes(tmp_path, QWEN3_4B, EngineConfig()) == 7
 
 
 def test_what_is_expected_enters_no_key(tmp_path: Path) -> None:
     _, steps = a_run(tmp_path)
-    _, others = a_run(tmp_path, "expected={response_tokens: 7, flops_share: 0.1}")
+    _, others = a_run(tmp_path, "expected={response_tokens: 7, mfu: 0.1}")
     assert {name: step.key for name, step in steps.items()} == {name: step.key for name, step in others.items()}
 
 
 def test_documents_not_isolated_cost_the_square_of_the_pack(tmp_path: Path) -> None:
     recipe, steps = a_run(tmp_path)
-    packs = Amounts(recipe.expected).packs(steps["pack_low_temperature"])
+    packs = Estimates(recipe).packs(steps["pack_low_temperature"])
     assert packs.flops(QWEN3_4B, isolated=True) == 1000 * training_flops(QWEN3_4B, [128])
     assert packs.flops(QWEN3_4B, isolated=False) == 100 * training_flops(QWEN3_4B, [1280])
     assert replace(packs, count=50).tokens == packs.tokens

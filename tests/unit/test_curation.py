@@ -13,17 +13,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dasd_megatron.artifacts.artifact import Artifact, ArtifactWriter
-from dasd_megatron.curation import pack as pack_step
-from dasd_megatron.curation.divergence import SentenceProbabilities, sentence_probabilities
-from dasd_megatron.curation.filter import FILTERED, FilterStep, ResponseFilter
-from dasd_megatron.curation.pack import document, pack
-from dasd_megatron.curation.repetition import most_repeats, repeated_ngram_share, repetition_problem
-from dasd_megatron.curation.select import Candidate, choose
+from dasd_megatron.config.curation import FiltersConfig, SelectionConfig
+from dasd_megatron.config.models import ModelConfig
+from dasd_megatron.config.recipe import Recipe
+from dasd_megatron.curation import packing
+from dasd_megatron.curation.filtering import FILTERED, FilterConfig, FilterStep, ResponseFilter
+from dasd_megatron.curation.filters.filter import FilterSetup, StudentView
+from dasd_megatron.curation.filters.repetition import (
+    RepeatedNgramsFilter,
+    RepeatedParagraphsFilter,
+    RepeatedSentencesFilter,
+    most_repeats,
+    repeated_ngram_share,
+)
+from dasd_megatron.curation.packing import PackStep, PackStepConfig, document, pack
+from dasd_megatron.curation.scores import BUILTIN, scores_of
+from dasd_megatron.curation.selection import Candidate, choose
+from dasd_megatron.curation.sentence_probabilities import SentenceProbabilities, sentence_probabilities
 from dasd_megatron.curation.sentences import SentenceSplitter
-from dasd_megatron.errors import UserError
-from dasd_megatron.recipe.schema import Filters, Recipe, Selection
-from dasd_megatron.sampling.sample import RESPONSES
+from dasd_megatron.sampling.responses import RESPONSES
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer
+from dasd_megatron.utils.errors import UserError
 from tests.conftest import TOY
 
 DEFAULT_END = Recipe.model_fields["sentence_end"].default
@@ -73,8 +83,11 @@ def test_repetition_measures() -> None:
         ("A paragraph of some length here\n\n" * 10, list(range(100)), "repeated_paragraphs"),
     ],
 )
-def test_repetition_reasons(text: str, tokens: list[int], reason: str | None) -> None:
-    assert repetition_problem(text, tokens, SentenceSplitter(DEFAULT_END), Filters().model_dump()) == reason
+def test_repetition_reasons(student_tokenizer: ChatTokenizer, text: str, tokens: list[int], reason: str | None) -> None:
+    setup = FilterSetup(FiltersConfig(), student_tokenizer, SentenceSplitter(DEFAULT_END), max_document_tokens=10_000)
+    view = StudentView({}, text, [], tokens)
+    rules = [RepeatedNgramsFilter, RepeatedSentencesFilter, RepeatedParagraphsFilter]
+    assert next((found for rule in rules if (found := rule(setup, {}).reason(view))), None) == reason
 
 
 def response_row(teacher: ChatTokenizer, text: str, finish: str = "stop", **fields: Any) -> dict[str, Any]:
@@ -98,14 +111,14 @@ def response_row(teacher: ChatTokenizer, text: str, finish: str = "stop", **fiel
     }
 
 
-FILTER_CONFIG = {
-    "teacher": {"response_format": "think", "system_prompt": None, "template_kwargs": {}},
-    "student": {"response_format": "think", "system_prompt": None, "template_kwargs": {}},
-    "filters": Filters().model_dump(),
-    "sentence_end": "[;!]",
-    "context_length": 90,
-    "max_length": None,
-}
+FILTER_CONFIG = FilterConfig(
+    teacher=ModelConfig(model=TOY / "teacher"),
+    student=ModelConfig(model=TOY / "student"),
+    filters=FiltersConfig(),
+    sentence_end="[;!]",
+    context_length=90,
+    max_length=None,
+)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +135,7 @@ FILTER_CONFIG = {
 def test_filter_reasons(
     teacher_tokenizer: ChatTokenizer, student_tokenizer: ChatTokenizer, text: str, finish: str, reason: str | None
 ) -> None:
-    rule = ResponseFilter(teacher_tokenizer, student_tokenizer, FILTER_CONFIG, longest=90)
+    rule = ResponseFilter(FILTER_CONFIG, teacher_tokenizer, student_tokenizer, max_document_tokens=90)
     found, row = rule.apply(response_row(teacher_tokenizer, text, finish))
     assert found == reason
     assert row["text"] == text
@@ -134,7 +147,7 @@ def test_filter_drops_written_out_special_tokens(
     """A teacher that spells the student's end of turn would end the student's turn in the middle."""
     row = response_row(teacher_tokenizer, "<think>3*4=2;</think>2")
     spelled = {**row, "token_ids": [], "prefix_ids": []}
-    rule = ResponseFilter(teacher_tokenizer, student_tokenizer, FILTER_CONFIG, longest=90)
+    rule = ResponseFilter(FILTER_CONFIG, teacher_tokenizer, student_tokenizer, max_document_tokens=90)
     rule._format = _Spelling("<think>a<|im_end|></think>2")  # type: ignore[assignment]
     assert rule.apply(spelled)[0] == "special_token"
 
@@ -143,7 +156,7 @@ def test_filter_drops_prompts_with_special_tokens(
     teacher_tokenizer: ChatTokenizer, student_tokenizer: ChatTokenizer
 ) -> None:
     row = response_row(teacher_tokenizer, "<think>3*4=2;</think>2", input="3*4?<|im_end|>")
-    rule = ResponseFilter(teacher_tokenizer, student_tokenizer, FILTER_CONFIG, longest=90)
+    rule = ResponseFilter(FILTER_CONFIG, teacher_tokenizer, student_tokenizer, max_document_tokens=90)
     assert rule.apply(row)[0] == "special_token"
 
 
@@ -212,7 +225,7 @@ def test_markup_and_tokenless_sentences_are_left_out() -> None:
 def test_kinds_and_scores() -> None:
     found = SentenceProbabilities(np.array([0.9, 0.1, 0.5]), np.array([0.1, 0.9, 0.4]))
     assert found.kinds(0.5) == ["Teacher", "Student", "Shared"]
-    scores = found.scores(0.5)
+    scores = scores_of(found, BUILTIN, 0.5)
     assert scores["share_above"] == pytest.approx(1 / 3)
     assert scores["mean_difference"] == pytest.approx(0.1 / 3)
     assert scores["mean_log_ratio"] == pytest.approx(math.log(0.5 / 0.4) / 3)
@@ -226,36 +239,32 @@ def candidate(uuid: str, index: int, share: float, mean: float = 0.0, text: str 
 CANDIDATES = [candidate(u, i, share=i / 4, mean=-i) for u in "abc" for i in range(4)]
 
 
-def settings_of(**fields: Any) -> dict[str, Any]:
-    return Selection(**fields).model_dump()
-
-
 def test_best_score_within_each_prompt() -> None:
-    assert choose(CANDIDATES, settings_of(), seed=0) == {("a", 3), ("b", 3), ("c", 3)}
-    assert choose(CANDIDATES, settings_of(score="mean_log_ratio"), seed=0) == {("a", 0), ("b", 0), ("c", 0)}
+    assert choose(CANDIDATES, SelectionConfig(), seed=0) == {("a", 3), ("b", 3), ("c", 3)}
+    assert choose(CANDIDATES, SelectionConfig(score="mean_log_ratio"), seed=0) == {("a", 0), ("b", 0), ("c", 0)}
 
 
 def test_ties_go_to_the_mean_difference() -> None:
     tied = [candidate("a", 0, 0.5, 0.1), candidate("a", 1, 0.5, 0.3), candidate("a", 2, 0.5, 0.2)]
-    assert choose(tied, settings_of(), seed=0) == {("a", 1)}
+    assert choose(tied, SelectionConfig(), seed=0) == {("a", 1)}
 
 
 def test_budget_takes_every_prompts_first_choice_first() -> None:
-    chosen = choose(CANDIDATES, settings_of(responses_per_prompt=2, total=4), seed=0)
+    chosen = choose(CANDIDATES, SelectionConfig(responses_per_prompt=2, total=4), seed=0)
     assert {("a", 3), ("b", 3), ("c", 3)} < chosen
     assert len(chosen) == 4
 
 
-def test_repeats_of_a_text_are_passed_over() -> None:
+def test_repeats_of_a_text_are_skipped() -> None:
     same = [candidate("a", 0, 0.9, text="x"), candidate("a", 1, 0.8, text="x"), candidate("a", 2, 0.1, text="y")]
-    assert choose(same, settings_of(responses_per_prompt=2), seed=0) == {("a", 0), ("a", 2)}
+    assert choose(same, SelectionConfig(responses_per_prompt=2), seed=0) == {("a", 0), ("a", 2)}
 
 
 def test_random_choice_ignores_scores_and_depends_on_the_seed() -> None:
     many = [candidate(f"p{n}", i, share=i / 4) for n in range(200) for i in range(4)]
-    first = choose(many, settings_of(method="random"), seed=0)
-    assert first == choose(list(reversed(many)), settings_of(method="random"), seed=0)
-    assert first != choose(many, settings_of(method="random"), seed=1)
+    first = choose(many, SelectionConfig(method="random"), seed=0)
+    assert first == choose(list(reversed(many)), SelectionConfig(method="random"), seed=0)
+    assert first != choose(many, SelectionConfig(method="random"), seed=1)
     counts = np.bincount([index for _, index in first], minlength=4)
     assert counts.min() > 25  # 50 expected of each
 
@@ -302,14 +311,14 @@ def test_prefix_mask(mask: bool, expected: list[bool]) -> None:
 def test_pack_step_loses_and_doubles_nothing(
     make_context: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int
 ) -> None:
-    monkeypatch.setattr(pack_step, "WINDOW", window)
+    monkeypatch.setattr(packing, "WINDOW", window)
     rows = [filtered_row(index, 2, 3 + index % 9) for index in range(50)]
     responses = ArtifactWriter(tmp_path / "responses", {})
     for shard in range(5):
         responses.write_shard("responses", shard, pa.Table.from_pylist(rows[shard * 10 : shard * 10 + 10], FILTERED))
     responses.finish(counts={"responses": 50})
-    context = make_context({"context_length": 32, "seed": 0, "mixed_policy": None}, {"responses": responses.path})
-    facts = pack_step.run(context)
+    context = make_context(PackStepConfig(context_length=32, seed=0), {"responses": responses.path})
+    facts = PackStep().run(context)
     context.output.finish(**facts)
     packs = list(Artifact(context.output.path).rows("packs"))
     assert sorted(uuid for row in packs for uuid in row["uuids"]) == sorted(row["uuid"] for row in rows)
@@ -329,8 +338,8 @@ def test_mixed_policy_packs_take_off_policy_rows_in_ratio(make_context: Any, tmp
         "responses": artifact("mixed", [filtered_row(index, 1, 4, prefix_bytes=2) for index in range(4)]),
         "off_policy": artifact("off", [filtered_row(100 + index, 1, 4) for index in range(30)]),
     }
-    mixed = {"off_policy_ratio": 2.5, "mask_prefix": True}
-    context = make_context({"context_length": 32, "seed": 0, "mixed_policy": mixed}, inputs)
-    facts = pack_step.run(context)
+    config = PackStepConfig(context_length=32, seed=0, off_policy_ratio=2.5, mask_prefix=True)
+    context = make_context(config, inputs)
+    facts = PackStep().run(context)
     assert facts["counts"]["documents"] == 14
     assert facts["counts"]["trained_tokens"] == 4 * 2 + 10 * 4

@@ -11,22 +11,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dasd_megatron.artifacts.artifact import Artifact
-from dasd_megatron.recipe.layout import FP8_MULTIPLE
-from dasd_megatron.recipe.padding import Alignment, alignment, document_slots
-from dasd_megatron.recipe.schema import Parallel
-from dasd_megatron.training.data import Pack, Packs, make_micro_batches
-from dasd_megatron.training.packed import rank_tokens
-from tests.models import random_packs
+from dasd_megatron.config.training import ParallelConfig
+from dasd_megatron.megatron_model.micro_batch import Pack, make_micro_batches
+from dasd_megatron.megatron_model.packed_documents import rank_tokens
+from dasd_megatron.models.pack_padding import Alignment, alignment, document_slots
+from dasd_megatron.models.parallel_layout import FP8_MULTIPLE
+from dasd_megatron.training.data import PackDataset
+from tests.helpers.tiny_models import random_packs
 
 PARALLEL = st.builds(
-    Parallel, tensor=st.sampled_from([1, 2, 3, 4, 8]), context=st.sampled_from([1, 2, 3, 4, 8]), sequence=st.booleans()
+    ParallelConfig,
+    tensor=st.sampled_from([1, 2, 3, 4, 8]),
+    context=st.sampled_from([1, 2, 3, 4, 8]),
+    sequence=st.booleans(),
 )
 FP8 = st.sampled_from([None, *FP8_MULTIPLE])
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=12)
 
 
 @given(LENGTHS, PARALLEL, FP8, st.integers(0, 4000))
-def test_every_alignment_rule_holds(lengths: list[int], parallel: Parallel, fp8: str | None, at_least: int) -> None:
+def test_every_alignment_rule_holds(
+    lengths: list[int], parallel: ParallelConfig, fp8: str | None, at_least: int
+) -> None:
     align = alignment(parallel, fp8)
     slots = document_slots(lengths, align, at_least)
     total = sum(slots)
@@ -64,7 +70,9 @@ def test_a_micro_batch_predicts_within_documents_only(lengths: list[int], ranks:
     total = sum(lengths)
     ids = np.arange(1, total + 1, dtype=np.int32)
     targets = np.array([random.random() < 0.7 for _ in range(total)])
-    align = alignment(Parallel(context=ranks), None) if multiple == 1 else Alignment(2 * ranks, 2 * ranks * multiple)
+    align = (
+        alignment(ParallelConfig(context=ranks), None) if multiple == 1 else Alignment(2 * ranks, 2 * ranks * multiple)
+    )
     shares = [make_micro_batches([Pack(ids, targets, lengths)], align, ranks, rank)[0] for rank in range(ranks)]
     trained = torch.cat([share.labels[share.loss_mask == 1] for share in shares])
     begins = np.cumsum([0, *lengths[:-1]])
@@ -102,22 +110,22 @@ def test_padding_that_equals_the_end_of_turn_is_still_learned() -> None:
 
 @pytest.mark.parametrize(("fp8", "expected"), [(None, 12), ("delayed", 192), ("blockwise", 1536), ("mxfp8", 384)])
 def test_alignment_of_a_layout(fp8: str | None, expected: int) -> None:
-    assert alignment(Parallel(tensor=4, context=3), fp8) == Alignment(6, expected)
+    assert alignment(ParallelConfig(tensor=4, context=3), fp8) == Alignment(6, expected)
 
 
 def test_the_order_of_packs_is_reshuffled_every_epoch_and_depends_on_the_seed_alone(tmp_path: Path) -> None:
     artifact = Artifact(random_packs(tmp_path / "packs", 7))
-    packs = Packs(artifact, 3, True)
+    packs = PackDataset(artifact, 3, True)
     epochs = [[packs.index(sample) for sample in range(7 * epoch, 7 * epoch + 7)] for epoch in range(4)]
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4
-    again = Packs(artifact, 3, True)
+    again = PackDataset(artifact, 3, True)
     assert [again.index(sample) for sample in (20, 3, 11)] == [epochs[2][6], epochs[0][3], epochs[1][4]]
-    assert [Packs(artifact, 4, True).index(sample) for sample in range(7)] != epochs[0]
+    assert [PackDataset(artifact, 4, True).index(sample) for sample in range(7)] != epochs[0]
 
 
 def test_without_isolation_a_pack_is_one_document(tmp_path: Path) -> None:
     artifact = Artifact(random_packs(tmp_path / "packs", 2))
-    isolated, joined = (Packs(artifact, 3, isolate).pack(0) for isolate in (True, False))
+    isolated, joined = (PackDataset(artifact, 3, isolate).pack(0) for isolate in (True, False))
     assert len(isolated.lengths) > 1
     assert joined.lengths == [sum(isolated.lengths)]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-from conversion.mxfp4 import unpack
+from dasd_megatron.models.mxfp4 import unpack
 
 
 def random_bytes(*sizes: int, seed: int) -> torch.Tensor:

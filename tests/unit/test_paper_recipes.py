@@ -1,4 +1,4 @@
-"""The recipes of the paper's runs: they load, fit on their GPUs, and cost what docs/paper.md reckons."""
+"""The recipes of the paper's runs: they load, fit on their GPUs, and cost what docs/paper.md estimates."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from dasd_megatron.recipe.costs import Cost, Costs
-from dasd_megatron.recipe.estimate import GIB
-from dasd_megatron.recipe.load import load_recipe
-from dasd_megatron.recipe.resources import job_resources
-from dasd_megatron.recipe.steps import Step, steps_of
+from dasd_megatron.config.gpu_specs import GIB
+from dasd_megatron.config.load import load_recipe
+from dasd_megatron.pipeline.graph import build_steps
+from dasd_megatron.planning.costs import Costs
+from dasd_megatron.planning.job_resources import job_resources
+from dasd_megatron.steps.cost_estimate import Cost
+from dasd_megatron.steps.step import Step
 from tests.conftest import ROOT
-from tests.published import published_model
+from tests.helpers.published_models import published_model
 
 pytestmark = pytest.mark.network
 STUDENTS = {"dasd_4b": "Qwen3-4B-Instruct-2507", "dasd_30b_a3b": "Qwen3-30B-A3B-Instruct-2507"}
@@ -113,7 +115,7 @@ def test_one_node_is_what_the_recipes_say() -> None:
 
 def test_both_recipes_sample_the_same_responses(models: Path) -> None:
     """So that the second run can take them over from the first."""
-    small, large = (steps_of(load_recipe(recipe_file(name), local(name, models))) for name in STUDENTS)
+    small, large = (build_steps(load_recipe(recipe_file(name), local(name, models))) for name in STUDENTS)
     assert small["sample_low_temperature"].key == large["sample_low_temperature"].key
     assert small["score_low_temperature"].key != large["score_low_temperature"].key
 
@@ -121,20 +123,21 @@ def test_both_recipes_sample_the_same_responses(models: Path) -> None:
 def test_stages_of_the_mixture_of_experts_can_be_added(models: Path) -> None:
     """Nothing is trained again."""
     name = "dasd_30b_a3b"
-    first = steps_of(load_recipe(recipe_file(name), local(name, models)))
+    first = build_steps(load_recipe(recipe_file(name), local(name, models)))
     stages = (
-        "stages=[{name: low_temperature, temperature: 0.6, prompts: 105_000}, {name: high_temperature, temperature: 1.0}, "
-        "{name: mixed_policy, training: {epochs: 1}}]"
+        "stages=[{name: low_temperature, kind: sampled, temperature: 0.6, prompts: 105_000}, "
+        "{name: high_temperature, kind: sampled, temperature: 1.0}, "
+        "{name: mixed_policy, kind: mixed_policy, training: {epochs: 1}}]"
     )
-    every = steps_of(load_recipe(recipe_file(name), [*local(name, models), stages]))
+    every = build_steps(load_recipe(recipe_file(name), [*local(name, models), stages]))
     assert set(first) < set(every)
     assert all(every[step].key == first[step].key for step in first if step != "report")
 
 
-def test_costs_are_those_that_the_page_reckons(models: Path) -> None:
+def test_costs_are_those_that_the_page_estimates(models: Path) -> None:
     """docs/paper.md, line by line: from the paper's figures and those of data sheets and configs, without the code."""
     recipe = load_recipe(recipe_file("dasd_4b"), local("dasd_4b", models))
-    steps: dict[str, Step] = steps_of(recipe)
+    steps: dict[str, Step] = build_steps(recipe)
 
     def cost(name: str) -> Cost:
         return Costs(recipe, "h100").of(steps[name], job_resources(recipe, steps[name], 8))
@@ -168,13 +171,13 @@ def test_costs_are_those_that_the_page_reckons(models: Path) -> None:
         assert sampled.tokens_out == 4 * responses * response
         assert sampled.gpu_hours == pytest.approx(4 * responses * response / rate / 3600, rel=2e-3)
 
-    # Mixed policy: 15K of 50K answers are cut off at 1.5 times the teacher's length, the others are as long as the teacher's.
+    # Mixed policy: 15K of 50K answers are truncated at 1.5 times the teacher's length, the others are as long as the teacher's.
     answer = 0.3 * 1.5 * response + 0.7 * response
-    assert cost("answer_mixed_policy").tokens_out == pytest.approx(50_000 * answer)
+    assert cost("rollout_mixed_policy").tokens_out == pytest.approx(50_000 * answer)
     cache = 2 * 8 * 128 * 2 * 36 * (prompt + answer / 2)
     batch = (memory - 2 * 4.022e9) // cache
     rate = batch / ((2 * 4.022e9 + batch * cache) / bytes_a_second) / 2
-    assert cost("answer_mixed_policy").gpu_hours == pytest.approx(50_000 * answer / rate / 3600, rel=2e-3)
+    assert cost("rollout_mixed_policy").gpu_hours == pytest.approx(50_000 * answer / rate / 3600, rel=2e-3)
     mixed = prompt + 0.75 * 1.5 * response + response
     assert cost("continue_mixed_policy").amount == 15_000
     assert cost("filter_mixed_policy").amount == pytest.approx(12_705)

@@ -11,25 +11,22 @@ import pyarrow.parquet as pq
 import pytest
 
 from dasd_megatron.artifacts.artifact import Artifact
-from dasd_megatron.errors import UserError
-from dasd_megatron.recipe.schema import PromptSource
-from dasd_megatron.sampling import prompts
+from dasd_megatron.config.prompts import PromptSource
+from dasd_megatron.sampling.prompts import PromptsStep, PromptsStepConfig
+from dasd_megatron.utils.errors import UserError
 
 GOOD = {"uuid": "1", "input": "2+2?", "domain": "math", "answer": "4"}
 
 
-def source(path: Path, **fields: Any) -> dict[str, Any]:
-    return {
-        "source": PromptSource(path=path, **fields).model_dump(mode="json", exclude={"path"}),
-        "needs_answer": False,
-    }
+def source(path: Path, needs_answer: bool = False, **fields: Any) -> PromptsStepConfig:
+    return PromptsStepConfig(source=PromptSource(path=path, **fields), needs_answer=needs_answer)
 
 
 def read(
     make_context: Any, path: Path, **fields: Any
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
     context = make_context(source(path, **fields), {"source": path})
-    facts = prompts.run(context)
+    facts = PromptsStep().run(context)
     context.output.finish(**facts)
     artifact = Artifact(context.output.path)
     return artifact.read("prompts").to_pylist(), artifact.read("dropped").to_pylist(), facts
@@ -60,21 +57,15 @@ def test_dataset_name(make_context: Any, tmp_path: Path) -> None:
     """`datasets` reads a folder by name as it reads the hub."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train.jsonl").write_text(json.dumps(GOOD) + "\n")
-    config = {
-        "source": PromptSource(dataset=str(tmp_path / "data")).model_dump(mode="json", exclude={"path"}),
-        "needs_answer": False,
-    }
+    config = PromptsStepConfig(source=PromptSource(dataset=str(tmp_path / "data")), needs_answer=False)
     context = make_context(config)
-    assert prompts.run(context)["counts"] == {"prompts": 1}
+    assert PromptsStep().run(context)["counts"] == {"prompts": 1}
 
 
 def test_unknown_dataset(make_context: Any, tmp_path: Path) -> None:
-    config = {
-        "source": PromptSource(dataset=str(tmp_path / "absent")).model_dump(mode="json", exclude={"path"}),
-        "needs_answer": False,
-    }
+    config = PromptsStepConfig(source=PromptSource(dataset=str(tmp_path / "absent")), needs_answer=False)
     with pytest.raises(UserError, match="can't be loaded"):
-        prompts.run(make_context(config))
+        PromptsStep().run(make_context(config))
 
 
 def test_limit(make_context: Any, tmp_path: Path) -> None:
@@ -108,9 +99,7 @@ def test_bad_row_is_an_error_with_its_line(
 
 
 @pytest.mark.parametrize(("row", "reason", "message"), BAD)
-def test_bad_row_is_set_aside_and_counted(
-    make_context: Any, tmp_path: Path, row: Any, reason: str, message: str
-) -> None:
+def test_bad_row_is_dropped_and_counted(make_context: Any, tmp_path: Path, row: Any, reason: str, message: str) -> None:
     path = lines(tmp_path, GOOD, row, {**GOOD, "uuid": "3"})
     kept, dropped, facts = read(make_context, path, bad_rows="drop")
     assert [row["uuid"] for row in kept] == ["1", "3"]
@@ -139,10 +128,10 @@ def test_damaged_parquet(make_context: Any, tmp_path: Path) -> None:
 
 def test_held_out_problems_are_never_learned(make_context: Any, tmp_path: Path) -> None:
     held_out = make_context(source(tmp_path), {"source": lines(tmp_path, GOOD)}, name="test")
-    held_out.output.finish(**prompts.run(held_out))
+    held_out.output.finish(**PromptsStep().run(held_out))
     path = lines(tmp_path, {**GOOD, "uuid": "9"}, {**GOOD, "uuid": "3", "input": "3+3?"})
     context = make_context(source(path), {"source": path, "held_out": held_out.output.path}, name="train")
-    facts = prompts.run(context)
+    facts = PromptsStep().run(context)
     assert (facts["counts"], facts["dropped"]) == ({"prompts": 1}, {"held_out": 1})
 
 
@@ -154,6 +143,6 @@ def test_byte_order_mark(make_context: Any, tmp_path: Path) -> None:
 
 def test_held_out_problems_need_answers(make_context: Any, tmp_path: Path) -> None:
     path = lines(tmp_path, {"input": "2+2?"})
-    context = make_context({**source(path), "needs_answer": True}, {"source": path})
+    context = make_context(source(path, needs_answer=True), {"source": path})
     with pytest.raises(UserError, match=r"line 1: there is no answer to grade by"):
-        prompts.run(context)
+        PromptsStep().run(context)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from dasd_megatron.errors import UserError
-from dasd_megatron.recipe.load import load_recipe
-from dasd_megatron.recipe.steps import steps_of
+from dasd_megatron.config.load import load_recipe
+from dasd_megatron.pipeline.graph import build_steps
+from dasd_megatron.utils.errors import UserError
 from tests.conftest import TOY
 
 RECIPE = TOY / "recipe.yaml"
@@ -23,8 +23,9 @@ def test_defaults_are_the_papers(tmp_path: Path) -> None:
     training = recipe.training
     assert (training.learning_rate, training.min_learning_rate, training.warmup_ratio) == (5e-5, 1e-5, 0.1)
     assert (training.global_batch, training.epochs, recipe.packing.context_length) == (64, 6, 65_536)
-    assert [stage.temperature for stage in recipe.stages] == [0.6, 1.0, None]
-    assert recipe.stage_training(recipe.stages[2]).epochs == 1
+    assert [stage.kind for stage in recipe.stages] == ["sampled", "sampled", "mixed_policy"]
+    assert [stage.temperature for stage in recipe.stages[:2]] == [0.6, 1.0]
+    assert recipe.stages[2].training_config(training).epochs == 1
     assert recipe.selection.threshold == 0.5
     assert recipe.mixed_policy.length_cap == 1.5
     assert not recipe.mixed_policy.mask_prefix
@@ -61,17 +62,29 @@ def test_overrides_reach_nested_keys_and_lists() -> None:
         (["training.min_learning_rate=1.0"], "min_learning_rate is above learning_rate"),
         (["training.keep_every=150"], "keep_every=150 is no multiple of save_every=100"),
         (["prompts.train.dataset=x"], "give exactly one of path and dataset"),
-        (["stages.0.temperature=null"], "stages.0 (low_temperature): the first stage needs a temperature"),
+        (["stages.0.temperature=null"], "stages.0.temperature: Input should be a valid number, not None"),
+        (["stages.0={name: a, kind: mixed_policy}"], "stages.0 (a): the first stage needs kind: sampled"),
+        (["stages.0={name: a, temperature: 1}"], "stages.0.kind: must be sampled or mixed_policy, not left out"),
+        (["stages.2.kind=onpolicy"], "stages.2.kind: must be sampled or mixed_policy, not onpolicy"),
+        (["stages.2.prompts=5"], "unknown key 'stages.2.prompts'"),
+        (["stages.1.training.min_learning_rate=1.0"], "stages.1.training: min_learning_rate is above learning_rate"),
         (["stages.1.name=low_temperature"], "stages need distinct names"),
         (["stages.2.training.lr=1"], "unknown key 'stages.2.training.lr'"),
-        (["engine.name=sglang"], "engine.name: Input should be 'vllm' or 'transformers'"),
+        (["engine.name=sglang"], "engine.name: no engine is called 'sglang'; there are: vllm, transformers"),
+        (
+            ["selection.score=share"],
+            "selection.score: no selection score is called 'share'; the nearest is 'share_above'",
+        ),
+        (["evaluation.grader=maths"], "evaluation.grader: no grader is called 'maths'; there are: exact, number"),
+        (["filters.additional={short: {}}"], "filters.additional: no filter is called 'short'"),
+        (["plugins=[no_such_module]"], "plugins: 'no_such_module' can't be imported"),
         (["seed"], "override 'seed': write key=value"),
         (["stages.9.name=x"], "override 'stages.9.name=x': stages.9 is not in the recipe"),
     ],
 )
 def test_mistakes_name_file_key_and_remedy(overrides: list[str], message: str) -> None:
     with pytest.raises(UserError) as caught:
-        steps_of(load_recipe(RECIPE, overrides))
+        build_steps(load_recipe(RECIPE, overrides))
     assert message in str(caught.value)
 
 
@@ -103,7 +116,7 @@ def _in_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def keys(*overrides: str) -> dict[str, str]:
-    return {name: step.key for name, step in steps_of(load_recipe(RECIPE, overrides)).items()}
+    return {name: step.key for name, step in build_steps(load_recipe(RECIPE, overrides)).items()}
 
 
 def test_a_change_renames_what_depends_on_it_and_nothing_else() -> None:
@@ -158,12 +171,12 @@ def test_models_are_known_by_content_not_place(tmp_path: Path) -> None:
 )
 def test_absent_inputs(override: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
-        steps_of(load_recipe(RECIPE, [override]))
+        build_steps(load_recipe(RECIPE, [override]))
     assert message in str(caught.value)
 
 
 def test_every_step_follows_its_inputs() -> None:
-    steps = steps_of(load_recipe(RECIPE))
+    steps = build_steps(load_recipe(RECIPE))
     seen: set[str] = set()
     for name, step in steps.items():
         assert {source.name for source in step.inputs.values() if hasattr(source, "kind")} <= seen
@@ -187,4 +200,4 @@ def test_student_without_chat_template_is_refused_at_once(tmp_path: Path) -> Non
     shutil.copytree(TOY / "student", tmp_path / "student")
     (tmp_path / "student" / "chat_template.jinja").unlink()
     with pytest.raises(UserError, match="no chat template"):
-        steps_of(load_recipe(RECIPE, [f"student.model={tmp_path / 'student'}"]))
+        build_steps(load_recipe(RECIPE, [f"student.model={tmp_path / 'student'}"]))

@@ -1,10 +1,9 @@
-"""Responses in think and harmony form: parsing, byte offsets, and going on from a prefix."""
+"""Responses in think and harmony form: parsing, byte offsets, and continuing a prefix."""
 
 from __future__ import annotations
 
 import pytest
 
-from dasd_megatron.errors import UserError
 from dasd_megatron.tokenization.response_format import (
     MARKUP,
     Harmony,
@@ -14,6 +13,7 @@ from dasd_megatron.tokenization.response_format import (
     structure_problem,
 )
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer
+from dasd_megatron.utils.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,13 @@ import pyarrow as pa
 import pytest
 
 from dasd_megatron.artifacts.artifact import ArtifactWriter
-from dasd_megatron.errors import UserError
-from dasd_megatron.recipe.load import load_recipe
-from dasd_megatron.recipe.steps import steps_of
+from dasd_megatron.config.load import load_recipe
+from dasd_megatron.config.models import ModelConfig
+from dasd_megatron.config.sampling import SamplingConfig
+from dasd_megatron.pipeline.graph import build_steps
 from dasd_megatron.sampling.prompts import PROMPTS
-from dasd_megatron.sampling.sample import SampleStep
+from dasd_megatron.sampling.sample import SampleConfig, SampleStep
+from dasd_megatron.utils.errors import UserError
 from tests.conftest import ROOT, TOY
 
 WRONG = "stages.0.prompts: give a positive whole number of prompts, or one for each domain: {math: 1000}"
@@ -30,7 +32,14 @@ def shards(make_context: Any, tmp_path: Path) -> Any:
     prompts.finish(counts={"prompts": len(rows)})
 
     def count(**config: Any) -> int:
-        context = make_context({"sampling": {"prompts_per_shard": 1}, **config}, {"prompts": folder}, "sample_first")
+        settings = SampleConfig(
+            model=ModelConfig(model=TOY / "teacher"),
+            sampling=SamplingConfig(prompts_per_shard=1),
+            temperature=1.0,
+            seed=0,
+            **config,
+        )
+        context = make_context(settings, {"prompts": folder}, "sample_first")
         return SampleStep().shard_count(context)
 
     return count
@@ -65,7 +74,7 @@ def test_too_few_of_a_domain(shards: Any, domain: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("stages.2.prompts=10", "mixed_policy is mixed policy (no temperature): say mixed_policy.prompts instead"),
+        ("stages.2.prompts=10", "unknown key 'stages.2.prompts'"),
         ("stages.0.prompts=0", f"{WRONG}, not 0"),
         ("stages.0.prompts={math: many}", WRONG),
         ("stages.0.prompts={}", WRONG),
@@ -80,10 +89,10 @@ def test_recipe_refusals(override: str, message: str) -> None:
 def test_only_a_stage_that_says_how_many_gets_another_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     plain, limited = (
-        steps_of(load_recipe(TOY / "recipe.yaml", overrides)) for overrides in ([], ["stages.1.prompts={math: 10}"])
+        build_steps(load_recipe(TOY / "recipe.yaml", overrides)) for overrides in ([], ["stages.1.prompts={math: 10}"])
     )
-    assert "limit" not in plain["sample_high_temperature"].config
-    assert limited["sample_high_temperature"].config["limit"] == {"math": 10}
+    configs = [steps["sample_high_temperature"].config for steps in (plain, limited)]
+    assert [config.limit for config in configs if isinstance(config, SampleConfig)] == [None, {"math": 10}]
     changed = {name for name in plain if plain[name].key != limited[name].key}
     assert "sample_high_temperature" in changed
     assert not {"sample_low_temperature", "train_low_temperature", "reference"} & changed

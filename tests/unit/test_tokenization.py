@@ -11,11 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dasd_megatron.config.recipe import Recipe
 from dasd_megatron.curation.sentences import SentenceSplitter, sentence_of_tokens
-from dasd_megatron.errors import UserError
-from dasd_megatron.recipe.schema import Recipe
 from dasd_megatron.tokenization.token_bytes import TokenBytes
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer
+from dasd_megatron.utils.errors import UserError
 from tests.conftest import TOY
 
 SENTENCE_END = Recipe.model_fields["sentence_end"].default

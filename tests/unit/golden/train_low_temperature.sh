@@ -41,14 +41,14 @@ export DASD_JOB_ENDS=$(($(date +%s) + 28800))
 export NCCL_IB_HCA=mlx5
 [ -L /lustre/me/.nemo_run/experiments/toy/toy_TIME/train_low_temperature/code ] || { rmdir /lustre/me/.nemo_run/experiments/toy/toy_TIME/train_low_temperature/code; ln -s /lustre/me/.nemo_run/experiments/toy/toy_TIME/source /lustre/me/.nemo_run/experiments/toy/toy_TIME/train_low_temperature/code; }
 
-rm -f /lustre/me/.nemo_run/experiments/toy/toy_TIME/train_low_temperature/verdict
+rm -f /lustre/me/.nemo_run/experiments/toy/toy_TIME/train_low_temperature/outcome
 end() {
-    case "$(cat /lustre/me/.nemo_run/experiments/toy/toy_TIME/train_low_temperature/verdict 2> /dev/null)" in
+    case "$(cat /lustre/me/.nemo_run/experiments/toy/toy_TIME/train_low_temperature/outcome 2> /dev/null)" in
         done) exit 0 ;;
         failed) exit 2 ;;
         "") exit 1 ;;  # the step never began; the log says why
     esac
-    # Told to stop before the time limit, or lost: the step goes on in a new allocation.
+    # Told to stop before the time limit, or lost: the step resumes in a new allocation.
     echo again >> /lustre/me/.nemo_run/experiments/toy/toy_TIME/train_low_temperature/attempts
     [ "$(wc -l < /lustre/me/.nemo_run/experiments/toy/toy_TIME/train_low_temperature/attempts)" -le 3 ] || exit 3
     scontrol requeue "$SLURM_JOB_ID" && sleep 600
@@ -62,7 +62,7 @@ trap 'trap - EXIT; exit 143' TERM
 
 # Command 1
 
-srun --output /lustre/me/.nemo_run/experiments/toy/toy_TIME/train_low_temperature/log-toy-f1871e02.train_low_temperature_%j_${SLURM_RESTART_COUNT:-0}.out --container-image /lustre/images/dasd-training.sqsh --container-mounts /lustre/me/.nemo_run/experiments/toy/toy_TIME:/lustre/me/.nemo_run/experiments/toy/toy_TIME,/lustre:/lustre,/lustre/me/.nemo_run/experiments/toy/toy_TIME/train_low_temperature:/nemo_run --container-workdir /nemo_run/code --wait=60 --kill-on-bad-exit=1 --wait=0 python -m dasd_megatron.launch.node /lustre/me/.nemo_run/experiments/toy/toy_TIME/recipe.yaml train_low_temperature --submission toy_TIME --processes 8 --verdict /nemo_run/verdict
+srun --output /lustre/me/.nemo_run/experiments/toy/toy_TIME/train_low_temperature/log-toy-f1871e02.train_low_temperature_%j_${SLURM_RESTART_COUNT:-0}.out --container-image /lustre/images/dasd-training.sqsh --container-mounts /lustre/me/.nemo_run/experiments/toy/toy_TIME:/lustre/me/.nemo_run/experiments/toy/toy_TIME,/lustre:/lustre,/lustre/me/.nemo_run/experiments/toy/toy_TIME/train_low_temperature:/nemo_run --container-workdir /nemo_run/code --wait=60 --kill-on-bad-exit=1 --wait=0 python -m dasd_megatron.slurm.node_main /lustre/me/.nemo_run/experiments/toy/toy_TIME/recipe.yaml train_low_temperature --submission toy_TIME --processes 8 --outcome /nemo_run/outcome
 
 exitcode=$?
 

@@ -1,0 +1,21 @@
+"""Runs one step that filters, selects or packs responses.
+
+Its inputs must be done; `dasd launch RECIPE --dry-run` lists the steps.
+
+examples:
+  {prog} examples/toy/recipe.yaml --step filter_low_temperature
+  {prog} examples/toy/recipe.yaml --step select_high_temperature selection.method=random
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dasd_megatron.cli.step_command import step_command
+
+KINDS = ("filter", "select", "pack")
+
+
+def main(prog: str, arguments: Sequence[str]) -> int:
+    """Entry point; returns the exit code."""
+    return step_command(prog, arguments, __doc__, KINDS)

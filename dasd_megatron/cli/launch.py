@@ -1,0 +1,103 @@
+"""Runs a recipe: every step that isn't done yet, one after another, on this machine or on a Slurm cluster.
+
+examples:
+  {prog} examples/toy/recipe.yaml
+  {prog} examples/toy/recipe.yaml --dry-run
+  {prog} examples/toy/recipe.yaml seed=2 run_dir=runs/toy-2
+  {prog} examples/toy/recipe.yaml --only filter_low_temperature
+  {prog} examples/dasd_4b/recipe.yaml --executor slurm --cluster examples/cluster.yaml --dry-run
+  {prog} examples/dasd_4b/recipe.yaml --executor slurm --cluster examples/cluster.yaml
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from dasd_megatron.cli.exit_code import exit_code_of
+from dasd_megatron.utils.errors import UserError
+
+
+def main(prog: str, arguments: Sequence[str]) -> int:
+    """Entry point; returns the exit code."""
+    parser = _parser(prog)
+    args = parser.parse_intermixed_args(arguments)
+    if args.executor == "local":
+        if args.cluster or args.detach or args.watch or args.ship_changes:
+            parser.error("--cluster, --detach, --watch and --ship-changes go with --executor slurm")
+        return exit_code_of(lambda: run_here(args.recipe, args.overrides, args.dry_run, args.only))
+    if args.watch and (args.dry_run or args.detach):
+        parser.error("--watch follows jobs, and submits or prints none: leave out --dry-run and --detach")
+    if args.cluster is None:
+        parser.error("--executor slurm needs --cluster FILE; examples/cluster.yaml is one to start from")
+    return exit_code_of(lambda: _run_on_slurm(args))
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description=(__doc__ or "").format(prog=prog),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("recipe", type=Path, help="recipe file (YAML)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the recipe's")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the steps, what is done and, for Slurm, scripts and costs; run nothing",
+    )
+    parser.add_argument(
+        "--only",
+        metavar="STEP",
+        action="append",
+        default=[],
+        help="run this step, whose inputs must be done; repeatable",
+    )
+    parser.add_argument("--executor", choices=("local", "slurm"), default="local", help="where; local by default")
+    slurm = parser.add_argument_group("with --executor slurm")
+    slurm.add_argument("--cluster", type=Path, metavar="FILE", help="cluster file (YAML); see examples/cluster.yaml")
+    slurm.add_argument("--detach", action="store_true", help="return once the jobs are submitted")
+    slurm.add_argument("--watch", action="store_true", help="follow the run's jobs; submit none")
+    slurm.add_argument("--ship-changes", action="store_true", help="ship files that differ from the commit, too")
+    return parser
+
+
+def run_here(path: Path, overrides: Sequence[str], dry_run: bool = False, only: Sequence[str] = ()) -> int:
+    """Runs or prints the recipe's steps on this machine. Returns the exit code."""
+    from dasd_megatron.config.load import load_recipe
+    from dasd_megatron.pipeline.graph import build_steps, find_step
+
+    recipe = load_recipe(path, overrides)
+    steps = build_steps(recipe)
+    if dry_run:
+        from dasd_megatron.cli.print_steps import print_steps
+
+        print_steps(steps)
+        return 0
+    from dasd_megatron.report.summary_table import print_summary
+    from dasd_megatron.runtime.local_runner import run_all, run_one
+
+    if only:
+        for step in [find_step(steps, name, path) for name in only]:
+            run_one(step, path, overrides)
+    else:
+        run_all(recipe, path, overrides, steps)
+        print_summary(recipe)
+    return 0
+
+
+def _run_on_slurm(args: argparse.Namespace) -> int:
+    """Submits, prints or follows the recipe's steps on a cluster. Returns the exit code."""
+    warnings.filterwarnings("ignore", module="fastapi")  # of a library that NeMo-Run imports
+    try:
+        from dasd_megatron.slurm.submit import SubmitOptions, submit
+    except ModuleNotFoundError as error:
+        if error.name != "nemo_run":
+            raise
+        raise UserError(
+            "--executor slurm needs NeMo-Run, which isn't installed: pip install dasd-megatron[launch]"
+        ) from None
+    options = {name: value for name, value in vars(args).items() if name != "executor"}
+    return submit(SubmitOptions(**options))

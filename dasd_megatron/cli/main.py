@@ -1,0 +1,52 @@
+"""The `dasd` command: its subcommands, each loaded when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from dasd_megatron import __version__
+
+# Name -> module with `main(prog, arguments)`, and what it does in a line.
+COMMANDS = {
+    "launch": ("launch", "run a recipe, on this machine or on a Slurm cluster; or print what it would do and cost"),
+    "train": ("train", "run one training stage, or estimate its memory and hours"),
+    "convert": ("convert", "convert checkpoints between Hugging Face and Megatron, and prove it"),
+    "generate": ("generate", "run one step that reads prompts or samples responses"),
+    "score": ("score", "run one step that scores responses under the student"),
+    "curate": ("curate", "run one step that filters, selects or packs responses"),
+    "evaluate": ("evaluate", "run one step that measures a model, or writes the report"),
+    "settings": ("settings", "print every setting of a recipe with its default and its meaning"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    width = max(map(len, COMMANDS))
+    parser = argparse.ArgumentParser(
+        prog="dasd",
+        description="Distribution-aligned sequence distillation of reasoning models on Megatron-Core.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="commands:\n"
+        + "\n".join(f"  {name:{width}}  {help}" for name, (_, help) in COMMANDS.items())
+        + "\n\ndasd COMMAND --help says more.",
+    )
+    parser.add_argument("--version", action="version", version=f"dasd-megatron {__version__}")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="its arguments")
+    args = parser.parse_args(arguments)
+    module = importlib.import_module(f"dasd_megatron.cli.{COMMANDS[args.command][0]}")
+    try:
+        code: int = module.main(f"dasd {args.command}", args.arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `dasd settings | head`: whoever read has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""Prints every setting of a recipe, or of a cluster file, with its type, its default and its meaning.
+
+examples:
+  {prog}
+  {prog} training
+  {prog} --cluster
+  {prog} --schema > recipe.schema.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+RECIPE_PAGE = "Every setting of a recipe. `dasd settings` prints the same; `key=value` on a command line overrides any."
+CLUSTER_PAGE = (
+    "Every setting of a cluster file, which says where a site's Slurm finds what recipes need. `dasd settings --cluster` prints "
+    "the same."
+)
+
+
+def main(prog: str, arguments: Sequence[str]) -> int:
+    """Entry point; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description=(__doc__ or "").format(prog=prog),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("section", nargs="?", default="", help="only settings whose key begins with this")
+    parser.add_argument("--cluster", action="store_true", help="of a cluster file in place of a recipe")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--markdown", action="store_true", help="as a page of the documentation")
+    form.add_argument("--schema", action="store_true", help="as a JSON schema, for completion and checks in editors")
+    args = parser.parse_args(arguments)
+    from dasd_megatron.config import reference
+    from dasd_megatron.config.recipe import Recipe
+    from dasd_megatron.slurm.cluster_config import ClusterConfig
+
+    config = ClusterConfig if args.cluster else Recipe
+    if args.schema:
+        text = reference.as_json_schema(config)
+    elif args.markdown:
+        title, page = ("Cluster file", CLUSTER_PAGE) if args.cluster else ("Settings", RECIPE_PAGE)
+        text = reference.as_markdown(config, title, page).rstrip()
+    else:
+        text = reference.as_text(config, args.section)
+    if not text:
+        print(f"error: no setting begins with {args.section!r}", file=sys.stderr)
+        return 2
+    print(text)
+    return 0

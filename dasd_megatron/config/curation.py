@@ -1,0 +1,66 @@
+"""From responses to packs: `filters`, `selection`, `packing`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from dasd_megatron.config.base import Config, Positive, Probability
+
+
+class FiltersConfig(Config):
+    """What never reaches training (paper, section 2.2). The repetition limits are ours: the paper states none.
+
+    They are loose: a limit that drops good reasoning costs more than one that lets a rare loop through. Prompt, response and
+    end of turn must fit `packing.context_length`, and the student's own positions, in its tokens; that has no setting here.
+    """
+
+    ngram_size: Positive = 20
+    """Student tokens of the n-grams whose repetition is measured."""
+
+    max_repeated_ngrams: Probability = 0.5
+    """Share of the response's n-grams that have occurred before in it."""
+
+    max_sentence_repeats: Positive = 20
+    """Times that one sentence of at least min_repeated_chars characters may occur."""
+
+    max_paragraph_repeats: Positive = 8
+    """Times that one paragraph of at least min_repeated_chars characters may occur."""
+
+    min_repeated_chars: Positive = 24
+    """Sentences and paragraphs shorter than this may occur any number of times."""
+
+    additional: dict[str, dict[str, Any]] = {}
+    """Filters that plugins register, with their settings: `{too_short: {min_tokens: 20}}`. They come after the others."""
+
+
+class SelectionConfig(Config):
+    """Divergence-aware sampling (paper, section 2.3), or random choice under the same budget.
+
+    Default score: the share of sentences with p_T - p_S > 0.5. A difference of probabilities, not a ratio: a log-ratio
+    rewards sentences that both models find unlikely, such as the teacher's own slips.
+    """
+
+    method: Literal["divergence", "random"] = "divergence"
+    """Best score first, or at random."""
+
+    score: str = "share_above"
+    """`share_above`, `mean_difference`, `mean_log_ratio`, or one that a plugin registers."""
+
+    threshold: Probability = 0.5
+    """p_T - p_S above which a sentence counts as Teacher, and below whose negative as Student."""
+
+    responses_per_prompt: Positive = 1
+    """How many of a prompt's candidates are chosen."""
+
+    total: Positive | None = None
+    """Budget in all; by default every prompt keeps its quota."""
+
+
+class PackingConfig(Config):
+    """Documents are packed greedily to the context length, each isolated from its neighbours."""
+
+    context_length: Positive = 65_536
+    """Tokens of a pack."""
+
+    isolate_documents: bool = True
+    """Off only for studies: documents of a pack then attend to one another."""

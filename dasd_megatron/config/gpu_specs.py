@@ -1,0 +1,38 @@
+"""What GPUs can do, by NVIDIA's data sheets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+GpuName = Literal["a100", "h100", "h200", "b200"]
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class GpuSpec:
+    """What a GPU can do.
+
+    Attributes:
+        bf16, fp8: dense peak of matrix products, in FLOP/s; None where it has no FP8.
+        memory_gib: its memory, in GiB.
+        bandwidth: of its memory, in bytes/s.
+    """
+
+    bf16: float
+    fp8: float | None
+    memory_gib: int
+    bandwidth: float
+
+    def peak(self, fp8: bool) -> float:
+        """FLOP/s in bf16, or in FP8 where it has that."""
+        return self.fp8 if fp8 and self.fp8 is not None else self.bf16
+
+
+# A100 with 80 GB, all with SXM.
+GPU_SPECS: dict[GpuName, GpuSpec] = {
+    "a100": GpuSpec(312e12, None, 80, 2.0e12),
+    "h100": GpuSpec(989e12, 1979e12, 80, 3.35e12),
+    "h200": GpuSpec(989e12, 1979e12, 141, 4.8e12),
+    "b200": GpuSpec(2250e12, 4500e12, 180, 8.0e12),
+}

@@ -1,0 +1,24 @@
+"""Teacher and student: `teacher`, `student`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from dasd_megatron.config.base import Config, ExecutionOnly
+
+
+class ModelConfig(Config):
+    """A Hugging Face model folder and how to talk to it."""
+
+    model: ExecutionOnly[Path]
+    """Folder with config.json, safetensors, tokenizer.json and a chat template. Its content shapes results, its place doesn't."""
+
+    response_format: Literal["think", "harmony"] = "think"
+    """How a response separates its reasoning from its answer: Qwen3's `<think>...</think>`, or gpt-oss's channels."""
+
+    system_prompt: str | None = None
+    """System message of every conversation; none by default."""
+
+    template_kwargs: dict[str, Any] = {}
+    """Passed to the chat template as they are, for example `{enable_thinking: true}`."""

@@ -1,0 +1,91 @@
+"""The stages of a distillation and what they learn from: `stages`, `mixed_policy`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+
+from dasd_megatron.config.base import Config, Name, Overrides, Positive, Probability, Temperature, overrides_of
+from dasd_megatron.config.training import TrainingConfig
+
+if TYPE_CHECKING:
+    TrainingOverrides = Overrides
+else:
+    TrainingOverrides = overrides_of(TrainingConfig)
+
+
+def _one_message(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    """Instead of one message for each thing that it might have been."""
+    try:
+        return validate(value)
+    except ValidationError:
+        raise ValueError("give a positive whole number of prompts, or one for each domain: {math: 1000}") from None
+
+
+PromptCount = Annotated[
+    Positive | Annotated[dict[str, Positive], Field(min_length=1)],
+    WrapValidator(_one_message),
+]
+
+
+class _Stage(Config):
+    name: Name
+    """Part of the names of the stage's steps."""
+
+    training: TrainingOverrides = TrainingOverrides()
+    """Keys of `training` that differ in this stage."""
+
+    def training_config(self, common: TrainingConfig) -> TrainingConfig:
+        """`common` with this stage's differences."""
+        return TrainingConfig(**{**common.model_dump(), **self.training.written()})
+
+
+class SampledStageConfig(_Stage):
+    """A stage that learns from the teacher's own responses. Starts from the stage before it, the first one from the student."""
+
+    kind: Literal["sampled"]
+    """Learns from responses of the teacher."""
+
+    temperature: Temperature
+    """At which the teacher is sampled for this stage's data."""
+
+    prompts: PromptCount | None = None
+    """Prompts that the stage's data is made from, in their order: at most this number in all, or exactly these numbers of each
+    domain, `{math: 45_400, code: 20_100}`; all by default."""
+
+
+class MixedPolicyStageConfig(_Stage):
+    """A stage that learns from answers that the student began and the teacher finished; `mixed_policy` says how."""
+
+    kind: Literal["mixed_policy"]
+    """Learns from answers that the student began and the teacher finished."""
+
+
+StageConfig = Annotated[SampledStageConfig | MixedPolicyStageConfig, Field(discriminator="kind")]
+
+
+class MixedPolicyConfig(Config):
+    """The student begins, the teacher finishes (paper, section 2.4)."""
+
+    prompts: Positive | None = 50_000
+    """Of the stage before; null: all of them."""
+
+    temperature: Temperature = 1.0
+    """Of the student's answers and of the teacher's continuations."""
+
+    length_cap: float = Field(1.5, gt=0)
+    """The student's answer is capped at this multiple of the teacher's length, in student tokens."""
+
+    cut_after: Probability = 0.5
+    """Cut at a random position from here to the end. Beyond half: the student must have gone astray on its own."""
+
+    keep: Literal["truncated", "truncated_or_wrong"] = "truncated"
+    """The paper keeps truncated answers: there student and teacher part. `truncated_or_wrong` adds those with a wrong final
+    answer."""
+
+    off_policy_ratio: float = Field(2.6, ge=0)
+    """Off-policy rows of the stage before, for each mixed one (the paper's ablation: 20K to 7.7K)."""
+
+    mask_prefix: bool = False
+    """Whether the student's prefix is left out of the loss. Masking it hurt in the paper (AIME24 80.8 against 83.3)."""

@@ -1,0 +1,1 @@
+"""Filters of responses, one file each."""

@@ -1,0 +1,59 @@
+"""What a filter is given, and what it says."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dasd_megatron.config.curation import FiltersConfig
+from dasd_megatron.curation.sentences import SentenceSplitter
+from dasd_megatron.tokenization.tokenizer import ChatTokenizer
+
+
+@dataclass(frozen=True)
+class FilterSetup:
+    """What all filters of a step share.
+
+    Attributes:
+        limits: the recipe's `filters` section.
+        student: its tokenizer.
+        splitter: splits a response into sentences.
+        max_document_tokens: of a prompt with its response, in the student's tokens.
+    """
+
+    limits: FiltersConfig
+    student: ChatTokenizer
+    splitter: SentenceSplitter
+    max_document_tokens: int
+
+
+@dataclass(frozen=True)
+class StudentView:
+    """One well-formed response as the student would learn it.
+
+    Attributes:
+        row: the sampled row, see sampling/responses.py.
+        text: in canonical form, `<think>reasoning</think>answer`.
+        prompt_ids: of the prompt, in the student's tokens.
+        response_ids: of the response, end of turn included.
+    """
+
+    row: Mapping[str, Any]
+    text: str
+    prompt_ids: Sequence[int]
+    response_ids: Sequence[int]
+
+
+class Filter(ABC):
+    """Decides about one response at a time."""
+
+    def __init__(self, setup: FilterSetup, options: Mapping[str, Any]) -> None:
+        """`options`: of a filter that a recipe lists under `filters.additional`, its settings there. Raises UserError where
+        they make no sense."""
+        self.setup = setup
+
+    @abstractmethod
+    def reason(self, response: StudentView) -> str | None:
+        """Why the response must be dropped, a short name that is counted; None to keep it."""

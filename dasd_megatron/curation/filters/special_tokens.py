@@ -1,0 +1,25 @@
+"""The filter `special_token`: markers of a conversation that a text spells out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dasd_megatron.curation.filters.filter import Filter, FilterSetup, StudentView
+
+
+class SpecialTokenFilter(Filter):
+    """A marker written out in a prompt or response (<|im_end|>, say) would become the real one in the student's tokens."""
+
+    def __init__(self, setup: FilterSetup, options: Mapping[str, Any]) -> None:
+        super().__init__(setup, options)
+        self._in_every_prompt = self._special(setup.student.prompt_ids("0"))
+
+    def reason(self, response: StudentView) -> str | None:
+        """`special_token` where there are more than the chat template's own."""
+        if self._special(response.prompt_ids) != self._in_every_prompt or self._special(response.response_ids[:-1]):
+            return "special_token"
+        return None
+
+    def _special(self, ids: Sequence[int]) -> list[int]:
+        return [token for token in ids if token in self.setup.student.special_ids]

@@ -1,0 +1,1 @@
+"""Whether a response's final answer is right."""

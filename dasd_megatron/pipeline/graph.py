@@ -1,0 +1,259 @@
+"""The steps that a recipe implies, in the order in which they run.
+
+prompts -> sample -> filter -> score -> select -> pack -> train -> export      (a sampled stage)
+rollout -> continue -> filter -> pack -> train -> export                       (a mixed-policy stage)
+evaluate (the student, each stage's model, the teacher) -> report
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dasd_megatron.config.prompts import PromptSource
+from dasd_megatron.config.recipe import Recipe
+from dasd_megatron.config.sampling import SamplingConfig
+from dasd_megatron.config.stages import SampledStageConfig, StageConfig
+from dasd_megatron.curation.filtering import FilterConfig
+from dasd_megatron.curation.packing import PackStepConfig
+from dasd_megatron.curation.selection import SelectStepConfig
+from dasd_megatron.evaluation.evaluate import EvaluateConfig
+from dasd_megatron.models.hf_config import check_model_folder, read_config
+from dasd_megatron.models.parallel_layout import check_layout
+from dasd_megatron.pipeline.registered_names import check_named_parts
+from dasd_megatron.report.report import ReportConfig
+from dasd_megatron.sampling.prompts import PromptsStepConfig
+from dasd_megatron.sampling.sample import SampleConfig
+from dasd_megatron.sampling.score import ScoreConfig
+from dasd_megatron.sampling.student_rollout import RolloutConfig
+from dasd_megatron.sampling.teacher_continuation import ContinueConfig
+from dasd_megatron.steps.registry import STEP_KINDS
+from dasd_megatron.steps.step import ExternalInput, Step, StepConfig
+from dasd_megatron.training.train_step_config import TrackingConfig, TrainConfig
+from dasd_megatron.utils.errors import UserError
+
+Source = Step | ExternalInput
+# The last step.
+REPORT = "report"
+
+
+def build_steps(recipe: Recipe, remote: bool = False) -> dict[str, Step]:
+    """Steps by name, each after those it reads. Raises UserError when a model folder or prompt file is absent.
+
+    With `remote` the files are on another machine: nothing is checked here, and no step is known to be done.
+    """
+    check_named_parts(recipe)
+    return _GraphBuilder(recipe, remote).build()
+
+
+def find_step(steps: Mapping[str, Step], name: str, recipe: Path) -> Step:
+    """The step of this name. Raises UserError naming the nearest ones."""
+    if name not in steps:
+        near = difflib.get_close_matches(name, steps, n=1)
+        raise UserError(
+            f"{recipe}: no step {name!r}"
+            + (f"; the nearest is {near[0]!r}" if near else "")
+            + f"; steps: {', '.join(steps)}"
+        )
+    return steps[name]
+
+
+class _GraphBuilder:
+    def __init__(self, recipe: Recipe, remote: bool) -> None:
+        self.recipe, self.remote = recipe, remote
+        self.steps: dict[str, Step] = {}
+        self.teacher = ExternalInput(recipe.teacher.model, str(recipe.teacher.model))
+        self.student = ExternalInput(recipe.student.model, str(recipe.student.model))
+        if not remote:
+            self._check()
+
+    def _check(self) -> None:
+        recipe = self.recipe
+        check_model_folder("teacher.model", recipe.teacher.model)
+        check_model_folder("student.model", recipe.student.model)
+        config = read_config(recipe.student.model)
+        for stage in recipe.stages:
+            check_layout(
+                config,
+                recipe.student.model,
+                recipe.parallel,
+                stage.training_config(recipe.training),
+                recipe.memory,
+                recipe.packing.context_length,
+            )
+
+    def add(self, name: str, kind: str, config: StepConfig, inputs: Mapping[str, Source]) -> Step:
+        step = Step(name, STEP_KINDS.get(kind)(), config, inputs, self.recipe.run_dir, self.remote)
+        self.steps[name] = step
+        return step
+
+    def build(self) -> dict[str, Step]:
+        recipe = self.recipe
+        self.test_prompts = self._prompts("prompts_test", "prompts.test", recipe.prompts.test, {})
+        held_out = {"held_out": self.test_prompts}
+        self.train_prompts = self._prompts("prompts_train", "prompts.train", recipe.prompts.train, held_out)
+        checkpoint = self.add("import_student", "import", self._plain, {"model": self.student})
+        exported: Source = self.student
+        models: dict[str, Source] = {"student": self.student}
+        selected: Step | None = None  # of the sampled stage before
+        for index, stage in enumerate(recipe.stages):
+            if isinstance(stage, SampledStageConfig):
+                selected = self._sampled_data(stage)
+                packs = self._pack(stage, selected)
+            else:
+                assert selected is not None  # the recipe's own check
+                packs = self._mixed_policy_data(stage, selected, exported)
+            checkpoint = self._train(stage, packs, checkpoint, recipe.seed + index)
+            inputs: dict[str, Source] = {"checkpoint": checkpoint, "model": self.student}
+            exported = models[stage.name] = self.add(f"export_{stage.name}", "export", self._plain, inputs)
+        models["teacher"] = self.teacher
+        self._evaluate(models)
+        for name in recipe.launch.steps:
+            if name not in self.steps:
+                raise UserError(f"launch.steps.{name}: no such step; steps: {', '.join(self.steps)}")
+        return self.steps
+
+    @property
+    def _plain(self) -> StepConfig:
+        return StepConfig(threads=self.recipe.launch.threads)
+
+    @property
+    def _engine(self) -> dict[str, Any]:
+        """What the configs of all engine steps have."""
+        launch = self.recipe.launch
+        return {"threads": launch.threads, "engine": self.recipe.engine, "replicas": launch.replicas}
+
+    def _prompts(self, name: str, key: str, source: PromptSource, others: Mapping[str, Source]) -> Step:
+        if not self.remote and source.path is not None and not source.path.is_file():
+            raise UserError(f"{key}.path: {source.path}: no such file")
+        external = ExternalInput(source.path, f"{source.dataset}/{source.split}")
+        config = PromptsStepConfig(threads=self.recipe.launch.threads, source=source, needs_answer=not others)
+        return self.add(name, "prompts", config, {"source": external, **others})
+
+    def _sampled_data(self, stage: SampledStageConfig) -> Step:
+        """sample -> filter -> score -> select."""
+        recipe = self.recipe
+        sampling = SampleConfig(
+            **self._engine,
+            model=recipe.teacher,
+            sampling=recipe.sampling,
+            temperature=stage.temperature,
+            seed=recipe.seed,
+            limit=stage.prompts,
+        )
+        inputs: dict[str, Source] = {"prompts": self.train_prompts, "model": self.teacher}
+        sampled = self.add(f"sample_{stage.name}", "sample", sampling, inputs)
+        inputs = {"responses": self._filter(stage, sampled), "model": self.student}
+        scoring = ScoreConfig(**self._engine, model=recipe.student)
+        scored = self.add(f"score_{stage.name}", "score", scoring, inputs)
+        selecting = SelectStepConfig(
+            threads=recipe.launch.threads,
+            selection=recipe.selection,
+            sentence_end=recipe.sentence_end,
+            seed=recipe.seed,
+        )
+        return self.add(f"select_{stage.name}", "select", selecting, {"responses": scored})
+
+    def _mixed_policy_data(self, stage: StageConfig, selected: Step, student: Source) -> Step:
+        """rollout -> continue -> filter -> pack with off-policy rows."""
+        recipe, mixed = self.recipe, self.recipe.mixed_policy
+        rollout = RolloutConfig(
+            **self._engine,
+            model=recipe.student,
+            prompts=mixed.prompts,
+            temperature=mixed.temperature,
+            length_cap=mixed.length_cap,
+            prompts_per_shard=recipe.sampling.prompts_per_shard,
+            seed=recipe.seed,
+        )
+        answers = self.add(f"rollout_{stage.name}", "rollout", rollout, {"responses": selected, "model": student})
+        continuation = ContinueConfig(
+            **self._engine,
+            model=recipe.teacher,
+            student=recipe.student,
+            sampling=recipe.sampling,
+            cut_after=mixed.cut_after,
+            keep=mixed.keep,
+            temperature=mixed.temperature,
+            length_cap=mixed.length_cap,
+            grader=recipe.evaluation.grader,
+            seed=recipe.seed,
+        )
+        inputs: dict[str, Source] = {"answers": answers, "model": self.teacher, "student": self.student}
+        continued = self.add(f"continue_{stage.name}", "continue", continuation, inputs)
+        return self._pack(stage, self._filter(stage, continued), off_policy=selected)
+
+    def _filter(self, stage: StageConfig, responses: Step) -> Step:
+        recipe = self.recipe
+        config = FilterConfig(
+            threads=recipe.launch.threads,
+            teacher=recipe.teacher,
+            student=recipe.student,
+            filters=recipe.filters,
+            sentence_end=recipe.sentence_end,
+            context_length=recipe.packing.context_length,
+            max_length=recipe.engine.max_length,
+        )
+        inputs: dict[str, Source] = {"responses": responses, "teacher": self.teacher, "student": self.student}
+        return self.add(f"filter_{stage.name}", "filter", config, inputs)
+
+    def _pack(self, stage: StageConfig, responses: Step, off_policy: Step | None = None) -> Step:
+        recipe = self.recipe
+        config = PackStepConfig(
+            threads=recipe.launch.threads,
+            context_length=recipe.packing.context_length,
+            seed=recipe.seed,
+            off_policy_ratio=None if off_policy is None else recipe.mixed_policy.off_policy_ratio,
+            mask_prefix=off_policy is not None and recipe.mixed_policy.mask_prefix,
+        )
+        inputs = {"responses": responses, **({} if off_policy is None else {"off_policy": off_policy})}
+        return self.add(f"pack_{stage.name}", "pack", config, inputs)
+
+    def _train(self, stage: StageConfig, packs: Step, start: Step, seed: int) -> Step:
+        recipe, name = self.recipe, f"train_{stage.name}"
+        events = recipe.run_dir / "tensorboard" / name
+        config = TrainConfig(
+            threads=recipe.launch.threads,
+            training=stage.training_config(recipe.training),
+            isolate_documents=recipe.packing.isolate_documents,
+            seed=seed,
+            parallel=recipe.parallel,
+            memory=recipe.memory,
+            tracking=TrackingConfig(
+                tensorboard=events if recipe.logging.tensorboard else None, wandb_project=recipe.logging.wandb_project
+            ),
+        )
+        return self.add(name, "train", config, {"packs": packs, "start": start, "model": self.student})
+
+    def _evaluate(self, models: Mapping[str, Source]) -> None:
+        recipe = self.recipe
+        sampling = SampleConfig(
+            **self._engine,
+            model=recipe.teacher,
+            sampling=SamplingConfig(
+                responses_per_prompt=1,
+                max_tokens=recipe.sampling.max_tokens,
+                prompts_per_shard=recipe.evaluation.problems_per_shard,
+            ),
+            temperature=1.0,
+            seed=recipe.seed,
+            limit=recipe.evaluation.alignment_prompts,
+        )
+        inputs: dict[str, Source] = {"prompts": self.test_prompts, "model": self.teacher}
+        reference = self.add("reference", "sample", sampling, inputs)
+        for name, model in models.items():
+            config = EvaluateConfig(
+                **self._engine,
+                model=recipe.teacher if name == "teacher" else recipe.student,
+                teacher=recipe.teacher,
+                is_teacher=name == "teacher",
+                evaluation=recipe.evaluation,
+                seed=recipe.seed,
+            )
+            inputs = {"model": model, "prompts": self.test_prompts, "reference": reference, "teacher": self.teacher}
+            self.add(f"evaluate_{name}", "evaluate", config, inputs)
+        stages = [stage.name for stage in recipe.stages]
+        config_of_report = ReportConfig(threads=recipe.launch.threads, title=recipe.name, stages=stages)
+        self.add(REPORT, "report", config_of_report, dict(self.steps))

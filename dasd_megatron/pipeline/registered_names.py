@@ -1,0 +1,24 @@
+"""Checks what a recipe names from the registries, before anything runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dasd_megatron.config.recipe import Recipe
+from dasd_megatron.curation.filters.registry import FILTERS
+from dasd_megatron.curation.scores import SCORES
+from dasd_megatron.grading.registry import GRADERS
+from dasd_megatron.sampling.engines.registry import ENGINES
+from dasd_megatron.utils.registry import Registry
+
+
+def check_named_parts(recipe: Recipe) -> None:
+    """Raises UserError for an engine, score, grader or filter that isn't registered."""
+    named: list[tuple[Registry[Any], str, str]] = [
+        (ENGINES, recipe.engine.name, "engine.name"),
+        (SCORES, recipe.selection.score, "selection.score"),
+        (GRADERS, recipe.evaluation.grader, "evaluation.grader"),
+        *((FILTERS, name, "filters.additional") for name in recipe.filters.additional),
+    ]
+    for registry, name, where in named:
+        registry.check(name, where)

@@ -1,1 +1,0 @@
-"""Typed recipes: what a distillation is, and the steps it implies."""

@@ -1,0 +1,1 @@
+"""Runs steps on this machine: one process a step, replicas of engines, ranks of training."""

@@ -1,0 +1,53 @@
+"""Engine processes side by side on one machine, each with GPUs of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dasd_megatron.steps.step import Replicas
+from dasd_megatron.utils.child_process import child_options
+from dasd_megatron.utils.errors import UserError
+
+
+def replica_count(replicas: Replicas) -> int:
+    """How many there are on this machine: as many as the step says, or one for each share of the GPUs."""
+    return replicas.count or max(1, len(visible_gpus()) // replicas.gpus_each)
+
+
+def start_replicas(count: int, gpus_each: int, command: Sequence[str]) -> list[subprocess.Popen[bytes]]:
+    """Starts `count` processes of `command` (what follows the interpreter), which end with this one.
+
+    Raises UserError where the machine has GPUs, but too few.
+    """
+    in_child, environment = child_options()
+    return [
+        subprocess.Popen([sys.executable, *command], env={**environment, **share}, preexec_fn=in_child)
+        for share in gpu_shares(count, gpus_each)
+    ]
+
+
+def gpu_shares(count: int, gpus_each: int) -> list[dict[str, str]]:
+    """For each of `count` processes, the variables that leave it its own GPUs; empty on a machine without GPUs."""
+    gpus = visible_gpus()
+    if not gpus:
+        return [{} for _ in range(count)]
+    if count * gpus_each > len(gpus):
+        raise UserError(
+            f"launch.replicas={count} with engine.tensor_parallel={gpus_each} needs {count * gpus_each} GPUs, "
+            f"and {len(gpus)} are visible; lower one of them"
+        )
+    starts = range(0, count * gpus_each, gpus_each)
+    return [{"CUDA_VISIBLE_DEVICES": ",".join(gpus[start : start + gpus_each])} for start in starts]
+
+
+def visible_gpus() -> list[str]:
+    """Names of this process's GPUs, as CUDA_VISIBLE_DEVICES has them. Doesn't load CUDA."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name.strip() for name in named.split(",") if name.strip()]
+    numbers = [path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*")]
+    return sorted(numbers, key=int)

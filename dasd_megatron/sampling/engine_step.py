@@ -1,0 +1,85 @@
+"""What steps that run an engine share: their config, how they are split into replicas, and how long they take."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import ClassVar, TypeVar
+
+from dasd_megatron.config.base import ExecutionOnly, Positive
+from dasd_megatron.config.gpu_specs import GPU_SPECS, GpuName
+from dasd_megatron.config.launch import NodeGroup
+from dasd_megatron.config.sampling import EngineConfig
+from dasd_megatron.models.flops import hours
+from dasd_megatron.sampling.decoding_speed import tokens_per_second, weight_bytes
+from dasd_megatron.sampling.engines.engine import Engine
+from dasd_megatron.sampling.engines.registry import load_engine
+from dasd_megatron.steps.cost_estimate import Documents, InputEstimates, model_shape
+from dasd_megatron.steps.step import Replicas, ShardedStepKind, StepConfig, StepContext
+
+
+class EngineStepConfig(StepConfig):
+    """Config of a step that runs an engine on its input `model`."""
+
+    engine: EngineConfig = EngineConfig()
+    replicas: ExecutionOnly[Positive | None] = None
+
+
+E = TypeVar("E", bound=EngineStepConfig)
+
+
+@dataclass(frozen=True)
+class EngineWork:
+    """What an engine step does, for an estimate.
+
+    Attributes:
+        scored: documents that a forward pass goes over; None for none.
+        decoded: documents whose responses are written; None for none.
+    """
+
+    scored: Documents | None = None
+    decoded: Documents | None = None
+
+
+class EngineStepKind(ShardedStepKind[E]):
+    """A step whose shards are shared out among engine replicas."""
+
+    node_group: ClassVar[NodeGroup] = "sampling"
+
+    @abstractmethod
+    def work(self, config: E, inputs: InputEstimates) -> EngineWork:
+        """What the engine will have to do."""
+
+    def processes(self, config: E) -> Replicas:
+        """Replicas, each with the GPUs of one engine."""
+        return Replicas(config.replicas, config.engine.tensor_parallel)
+
+    def hours(self, config: E, inputs: InputEstimates, gpu: GpuName, processes: int) -> float:
+        """Forward passes, which go by FLOPs, and then decoding, which goes by memory bandwidth (decoding_speed.py), shared out
+        among the engines that get a shard."""
+        expected, shards = inputs.expected, inputs.own_shards()
+        folder = inputs.model_folder("model")
+        shape, engines = model_shape(folder), min(processes, shards)
+        work = self.work(config, inputs)
+        flops = 0.0 if work.scored is None else work.scored.flops(shape)
+        decoding = 0.0
+        if work.decoded is not None:
+            asked = work.decoded
+            flops += replace(asked, response=0.0).flops(shape)
+            rate = tokens_per_second(
+                shape,
+                weight_bytes(folder, shape, config.engine),
+                config.engine,
+                GPU_SPECS[gpu],
+                length=asked.prompt + asked.prefix + asked.response / 2,
+                sequences=asked.count / shards,
+                mbu=expected.mbu,
+            )
+            decoding = asked.count * asked.response / (engines * rate) / 3600
+        gpus = engines * config.engine.tensor_parallel
+        return hours(flops / 3, gpus, gpu, fp8=False, mfu=expected.mfu) + decoding  # a forward pass is a third
+
+
+def open_engine(context: StepContext[E]) -> Engine:
+    """The engine of an engine step, with the model that is the step's input `model`."""
+    return load_engine(context.inputs["model"], context.config.engine)

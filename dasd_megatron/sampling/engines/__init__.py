@@ -1,0 +1,1 @@
+"""Engines that sample from a model and score text under it."""

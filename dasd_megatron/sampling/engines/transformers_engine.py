@@ -1,0 +1,112 @@
+"""The reference engine: plain transformers, to check the fast one against and to run where there is no other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging
+
+from dasd_megatron.config.sampling import EngineConfig
+from dasd_megatron.sampling.engines.engine import Request, Sample, generate_where_there_is_room
+from dasd_megatron.utils.errors import UserError
+
+
+class TransformersEngine:
+    """See Engine. Decodes up to `max_batch` prompts of equal length together, so that nothing is padded."""
+
+    def __init__(self, model: Path, config: EngineConfig) -> None:
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        logging.disable_progress_bar()
+        try:
+            self._model = AutoModelForCausalLM.from_pretrained(
+                str(model), dtype=getattr(torch, config.dtype), use_safetensors=True, trust_remote_code=False
+            )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise UserError(f"{model}: the model can't be loaded: {error}") from None
+        self._model = self._model.to(self._device).eval()
+        self._max_batch: int = config.max_batch
+        self.max_length: int = config.max_length or self._model.config.max_position_embeddings
+
+    @torch.inference_mode()
+    def generate(
+        self, requests: Sequence[Request], temperature: float, top_p: float, stop_ids: Sequence[int]
+    ) -> list[Sample]:
+        return generate_where_there_is_room(
+            requests, self.max_length, lambda fitting: self._generate(fitting, temperature, top_p, frozenset(stop_ids))
+        )
+
+    def _generate(
+        self, requests: list[Request], temperature: float, top_p: float, stop_ids: frozenset[int]
+    ) -> list[Sample]:
+        samples: dict[int, Sample] = {}
+        for batch in _equal_lengths([request.prompt_ids for request in requests], self._max_batch):
+            decoded = self._decode([requests[index] for index in batch], temperature, top_p, stop_ids)
+            samples.update(zip(batch, decoded, strict=True))
+        return [samples[index] for index in range(len(requests))]
+
+    @torch.inference_mode()
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        scores: dict[int, list[float]] = {}
+        for batch in _equal_lengths(sequences, self._max_batch):
+            ids = torch.tensor([list(sequences[index]) for index in batch], device=self._device)
+            logprobs = self._model(input_ids=ids).logits[:, :-1].float().log_softmax(-1)
+            chosen = logprobs.gather(-1, ids[:, 1:, None]).squeeze(-1)
+            scores.update(zip(batch, chosen.tolist(), strict=True))
+        return [scores[index] for index in range(len(sequences))]
+
+    def _decode(
+        self, requests: list[Request], temperature: float, top_p: float, stop_ids: frozenset[int]
+    ) -> list[Sample]:
+        generators = [torch.Generator().manual_seed(request.seed) for request in requests]
+        ids: list[list[int]] = [[] for _ in requests]
+        logprobs: list[list[float]] = [[] for _ in requests]
+        live = list(range(len(requests)))
+        current = torch.tensor([list(request.prompt_ids) for request in requests], device=self._device)
+        cache = None
+        while live:
+            output = self._model(input_ids=current, past_key_values=cache, use_cache=True)
+            cache, scores = output.past_key_values, output.logits[:, -1].float().cpu()
+            chosen = [
+                _choose(row, temperature, top_p, generators[index]) for row, index in zip(scores, live, strict=True)
+            ]
+            chosen_logprobs = scores.log_softmax(-1).gather(-1, torch.tensor(chosen)[:, None]).squeeze(-1).tolist()
+            going = []
+            for row, index in enumerate(live):
+                ids[index].append(chosen[row])
+                logprobs[index].append(chosen_logprobs[row])
+                if chosen[row] not in stop_ids and len(ids[index]) < min(
+                    requests[index].max_tokens, self.max_length - len(requests[index].prompt_ids)
+                ):
+                    going.append(row)
+            if len(going) < len(live):
+                cache.batch_select_indices(torch.tensor(going, dtype=torch.long, device=self._device))
+            live = [live[row] for row in going]
+            current = torch.tensor([[chosen[row]] for row in going], device=self._device)
+        return [
+            Sample(row, scores, "stop" if row[-1] in stop_ids else "length")
+            for row, scores in zip(ids, logprobs, strict=True)
+        ]
+
+
+def _choose(logits: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
+    """One token from the logits of one position, [vocabulary]."""
+    if temperature == 0:
+        return int(logits.argmax())
+    probabilities = (logits / temperature).softmax(-1)
+    if top_p < 1:
+        ordered, order = probabilities.sort(descending=True)
+        ordered[ordered.cumsum(-1) - ordered > top_p] = 0
+        probabilities = torch.zeros_like(probabilities).scatter(0, order, ordered)
+    return int(torch.multinomial(probabilities, 1, generator=generator))
+
+
+def _equal_lengths(sequences: Sequence[Sequence[int]], most: int) -> list[list[int]]:
+    """Indices in groups of equal sequence length, at most `most` together."""
+    groups: dict[int, list[int]] = {}
+    for index, sequence in enumerate(sequences):
+        groups.setdefault(len(sequence), []).append(index)
+    return [group[start : start + most] for _, group in sorted(groups.items()) for start in range(0, len(group), most)]

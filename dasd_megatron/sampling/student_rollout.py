@@ -1,0 +1,97 @@
+"""Step `rollout`: the student answers selected prompts under a cap relative to the teacher's length (paper, section 2.4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+
+from dasd_megatron.config.base import Positive, Temperature
+from dasd_megatron.config.models import ModelConfig
+from dasd_megatron.sampling.engine_step import EngineStepConfig, EngineStepKind, EngineWork, open_engine
+from dasd_megatron.sampling.engines.engine import Request
+from dasd_megatron.sampling.responses import count_responses, response_table
+from dasd_megatron.sampling.sample import sampled_cost
+from dasd_megatron.sampling.seeds import sample_seed
+from dasd_megatron.steps.cost_estimate import Cost, Documents, InputEstimates
+from dasd_megatron.steps.step import StepContext
+from dasd_megatron.tokenization.tokenizer import open_tokenizer
+
+
+class RolloutConfig(EngineStepConfig):
+    """Config of a step `rollout`; see `mixed_policy` in the recipe."""
+
+    model: ModelConfig
+    prompts: Positive | None
+    temperature: Temperature
+    length_cap: float
+    prompts_per_shard: Positive
+    seed: int
+
+
+class RolloutStep(EngineStepKind[RolloutConfig]):
+    """Reads `responses` of the stage before, and runs `model`, the student; a shard is `prompts_per_shard` prompts."""
+
+    name = "rollout"
+
+    def shard_count(self, context: StepContext[RolloutConfig]) -> int:
+        """Shards of the prompts that are asked."""
+        return math.ceil(len(_prompts(context)) / context.config.prompts_per_shard)
+
+    def open(self, context: StepContext[RolloutConfig]) -> Callable[[int], Mapping[str, pa.Table]]:
+        """Loads the engine; samples a shard's answers."""
+        config = context.config
+        tokenizer = open_tokenizer(context.inputs["model"], config.model)
+        prompts = _prompts(context)
+        engine = open_engine(context)
+
+        def answer(shard: int) -> Mapping[str, pa.Table]:
+            size = config.prompts_per_shard
+            rows, requests = [], []
+            for prompt in prompts[shard * size : (shard + 1) * size]:
+                cap = math.ceil(config.length_cap * len(prompt.pop("student_token_ids")))
+                seed = sample_seed(config.seed, "answer", prompt["uuid"])
+                requests.append(Request(tokenizer.prompt_ids(prompt["input"]), seed, cap))
+                rows.append({**prompt, "temperature": config.temperature})
+            samples = engine.generate(requests, config.temperature, 1.0, tokenizer.stop_ids)
+            return {self.table: response_table(rows, requests, samples, tokenizer)}
+
+        return answer
+
+    def summarize(self, context: StepContext[RolloutConfig]) -> dict[str, Any]:
+        """Answers, tokens, how many were truncated, and the cap."""
+        return {**count_responses(context.output, self.table), "length_cap": context.config.length_cap}
+
+    def documents(self, config: RolloutConfig, inputs: InputEstimates) -> Documents:
+        """An answer a prompt, as long as the cap or, where it ends by itself, as the teacher's."""
+        selected = inputs.documents("responses")
+        prompts = min(selected.prompts, config.prompts or selected.prompts)
+        truncated = inputs.expected.truncated_answers
+        mean = truncated * config.length_cap + (1 - truncated) * min(1.0, config.length_cap)
+        return replace(selected, prompts=prompts, count=prompts, response=mean * selected.response)
+
+    def shards(self, config: RolloutConfig, inputs: InputEstimates) -> int:
+        """Shards of the prompts that are asked."""
+        return math.ceil(inputs.own_documents().prompts / config.prompts_per_shard)
+
+    def cost(self, config: RolloutConfig, inputs: InputEstimates) -> Cost:
+        """New tokens: an answer each."""
+        return sampled_cost(inputs.own_documents())
+
+    def work(self, config: RolloutConfig, inputs: InputEstimates) -> EngineWork:
+        """Decodes every answer."""
+        return EngineWork(decoded=inputs.own_documents())
+
+
+def _prompts(context: StepContext[RolloutConfig]) -> list[dict[str, Any]]:
+    """One row a prompt: its first selected response gives the teacher's length."""
+    columns = ["uuid", "sample_index", "input", "domain", "answer", "student_token_ids"]
+    first: dict[str, dict[str, Any]] = {}
+    for row in context.artifact("responses").rows("responses", columns):
+        first.setdefault(row["uuid"], row)
+    seed = context.config.seed
+    order = sorted(first.values(), key=lambda row: sample_seed(seed, "answer", row["uuid"]))
+    return order[: context.config.prompts]

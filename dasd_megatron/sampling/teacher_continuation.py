@@ -1,0 +1,143 @@
+"""Step `continue`: student answers that ran too long are cut beyond half, and the teacher continues (paper, section 2.4)."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from dasd_megatron.config.base import Probability, Temperature
+from dasd_megatron.config.models import ModelConfig
+from dasd_megatron.config.sampling import SamplingConfig
+from dasd_megatron.grading.registry import grade
+from dasd_megatron.sampling.engine_step import EngineStepConfig, EngineStepKind, EngineWork, open_engine
+from dasd_megatron.sampling.engines.engine import Request
+from dasd_megatron.sampling.responses import count_responses, response_table
+from dasd_megatron.sampling.sample import sampled_cost
+from dasd_megatron.sampling.seeds import sample_seed
+from dasd_megatron.steps.cost_estimate import Cost, Documents, InputEstimates
+from dasd_megatron.steps.step import StepContext
+from dasd_megatron.tokenization.response_format import CLOSE, opening, response_format
+from dasd_megatron.tokenization.tokenizer import ChatTokenizer, open_tokenizer
+from dasd_megatron.utils.errors import UserError
+
+SKIPPED = pa.schema([("uuid", pa.string()), ("reason", pa.string()), ("text", pa.string())])
+
+
+class ContinueConfig(EngineStepConfig):
+    """Config of a step `continue`; see `mixed_policy` in the recipe."""
+
+    model: ModelConfig
+    student: ModelConfig
+    sampling: SamplingConfig
+    cut_after: Probability
+    keep: Literal["truncated", "truncated_or_wrong"]
+    temperature: Temperature
+    # Of the student's answers: how far they run at most.
+    length_cap: float
+    grader: str
+    seed: int
+
+
+class ContinueStep(EngineStepKind[ContinueConfig]):
+    """Reads `answers`, runs `model`, the teacher, and knows `student`'s tokenizer; each shard of answers gives a shard of
+    continuations and one of answers left as they were."""
+
+    name = "continue"
+
+    def shard_count(self, context: StepContext[ContinueConfig]) -> int:
+        """As many as of answers."""
+        return len(context.artifact("answers").shards("responses"))
+
+    def open(self, context: StepContext[ContinueConfig]) -> Callable[[int], Mapping[str, pa.Table]]:
+        """Loads the engine; cuts and continues a shard's answers."""
+        config, answers = context.config, context.artifact("answers")
+        teacher = open_tokenizer(context.inputs["model"], config.model)
+        student = open_tokenizer(context.inputs["student"], config.student)
+        style = response_format(config.model.response_format, teacher)
+        engine = open_engine(context)
+
+        def continue_shard(shard: int) -> Mapping[str, pa.Table]:
+            rows, requests, skipped = [], [], []
+            for answer in answers.read_shard("responses", shard).to_pylist():
+                reason = _skip_reason(answer, config)
+                prefix = cut(answer, student, config.cut_after, config.seed) if reason is None else ""
+                if not prefix:
+                    skipped.append({"uuid": answer["uuid"], "reason": reason or "no_prefix", "text": answer["text"]})
+                    continue
+                prompt_ids = teacher.prompt_ids(answer["input"])
+                prefix_ids = style.prefix_ids(prefix, prompt_ids)
+                seed = sample_seed(config.seed, "continue", answer["uuid"])
+                requests.append(Request([*prompt_ids, *prefix_ids], seed, config.sampling.max_tokens))
+                rows.append({**answer, "prefix_ids": prefix_ids, "temperature": config.temperature})
+            top_p = config.sampling.top_p
+            samples = engine.generate(requests, config.temperature, top_p, teacher.stop_ids) if requests else []
+            return {
+                "skipped": pa.Table.from_pylist(skipped, SKIPPED),
+                self.table: response_table(rows, requests, samples, teacher),
+            }
+
+        return continue_shard
+
+    def summarize(self, context: StepContext[ContinueConfig]) -> dict[str, Any]:
+        """Continuations, tokens, how many were truncated, and why answers were skipped."""
+        facts = count_responses(context.output, self.table)
+        reasons: Counter[str] = Counter()
+        for table in context.output.tables("skipped", ["reason"]):
+            reasons.update(table["reason"].to_pylist())
+        if not facts["counts"]["responses"]:
+            raise UserError(
+                f"{context.name}: no student answer was truncated or wrong ({dict(reasons)}), so there is nothing for the "
+                "teacher to continue; lower mixed_policy.length_cap, set mixed_policy.keep=truncated_or_wrong, or drop the stage"
+            )
+        return {**facts, "skipped": dict(reasons)}
+
+    def documents(self, config: ContinueConfig, inputs: InputEstimates) -> Documents:
+        """The teacher continues from a mean cut of the longest answers, for as long as one of its own responses."""
+        teachers = inputs.inputs_of("answers").documents("responses").response
+        prefix = (1 + config.cut_after) / 2 * config.length_cap * teachers
+        continued = inputs.documents("answers").fewer(inputs.expected.truncated_answers)
+        return replace(continued, prefix=prefix, response=min(teachers, config.sampling.max_tokens))
+
+    def shards(self, config: ContinueConfig, inputs: InputEstimates) -> int:
+        """As many as of answers."""
+        return inputs.shards("answers")
+
+    def cost(self, config: ContinueConfig, inputs: InputEstimates) -> Cost:
+        """New tokens: a continuation each."""
+        return sampled_cost(inputs.own_documents())
+
+    def work(self, config: ContinueConfig, inputs: InputEstimates) -> EngineWork:
+        """Decodes every continuation."""
+        return EngineWork(decoded=inputs.own_documents())
+
+
+def cut(answer: Mapping[str, Any], student: ChatTokenizer, cut_after: float, seed: int) -> str:
+    """The student's text up to a random token at or beyond `cut_after` of its length, whole characters only.
+
+    An answer that ended its reasoning is cut within it: after `</think>` nothing is left to correct.
+    """
+    ids = answer["token_ids"][:-1] if answer["finish_reason"] == "stop" else answer["token_ids"]
+    reasoning = next(
+        (n for n in range(len(ids)) if CLOSE.encode() in student.decode_bytes(ids[max(0, n - 8) : n + 1])), len(ids)
+    )
+    first = min(int(reasoning * cut_after) + 1, reasoning)
+    chance = random.Random(sample_seed(seed, "cut", answer["uuid"]))
+    place = chance.randint(first, max(first, reasoning - 1))
+    text = student.decode_bytes(ids[:place]).decode(errors="ignore")
+    return opening(student, answer["prompt_ids"]) + text if text else ""
+
+
+def _skip_reason(answer: Mapping[str, Any], config: ContinueConfig) -> str | None:
+    """Why an answer is left alone, or None to continue it."""
+    if answer["finish_reason"] == "length":
+        return None
+    if config.keep == "truncated":
+        return "finished"
+    if answer["answer"] is None:
+        return "no_reference_answer"
+    return "right" if grade(answer["text"], answer["answer"], config.grader) else None

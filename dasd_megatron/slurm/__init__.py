@@ -1,0 +1,1 @@
+"""Runs the steps of a recipe on a Slurm cluster, through NeMo-Run."""

@@ -1,0 +1,1 @@
+"""What every step kind is made of: its config, its inputs and output, and what it says about its own cost."""

@@ -1,0 +1,27 @@
+"""The step kinds. Adding one: a module with a subclass of StepKind, and a line here (or a plugin that registers it)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dasd_megatron.steps.step import StepKind
+from dasd_megatron.utils.registry import Registry
+
+STEP_KINDS: Registry[type[StepKind[Any]]] = Registry(
+    "step kind",
+    {
+        "prompts": "dasd_megatron.sampling.prompts:PromptsStep",
+        "sample": "dasd_megatron.sampling.sample:SampleStep",
+        "rollout": "dasd_megatron.sampling.student_rollout:RolloutStep",
+        "continue": "dasd_megatron.sampling.teacher_continuation:ContinueStep",
+        "score": "dasd_megatron.sampling.score:ScoreStep",
+        "filter": "dasd_megatron.curation.filtering:FilterStep",
+        "select": "dasd_megatron.curation.selection:SelectStep",
+        "pack": "dasd_megatron.curation.packing:PackStep",
+        "import": "conversion.import_export_steps:ImportStep",
+        "export": "conversion.import_export_steps:ExportStep",
+        "train": "dasd_megatron.training.train_step:TrainStep",
+        "evaluate": "dasd_megatron.evaluation.evaluate:EvaluateStep",
+        "report": "dasd_megatron.report.report:ReportStep",
+    },
+)

@@ -1,0 +1,205 @@
+"""A step of a run: a plain function of a typed config, input artifacts and an output folder.
+
+A step is known by its kind (which function runs it), its config and its inputs (earlier steps, or files from outside). The hash
+of these names its folder: a changed setting re-runs what depends on it and nothing else. Settings that are `ExecutionOnly`
+shape no result and enter no hash.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import pyarrow as pa
+
+from dasd_megatron.artifacts.artifact import Artifact, ArtifactWriter, is_complete
+from dasd_megatron.config.base import Config, ExecutionOnly, Positive
+from dasd_megatron.config.gpu_specs import GpuName
+from dasd_megatron.config.launch import NodeGroup
+from dasd_megatron.steps.cost_estimate import Cost, Documents, InputEstimates, Packs
+from dasd_megatron.utils.hashing import fingerprint, hash_json
+
+# Raised when the format or meaning of a kind's artifact changes, so that older folders are not taken for new ones.
+FORMAT_VERSION = 2
+
+
+class StepConfig(Config):
+    """What every step's config has."""
+
+    threads: ExecutionOnly[Positive] = 1
+    """Of the step's process, and of each of its ranks and replicas."""
+
+
+C = TypeVar("C", bound=StepConfig)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """A step runs as several processes that work as one, under torchrun, and save when they are told to stop."""
+
+    world_size: int
+    layout: str  # for messages
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """A step runs as several processes that share out its shards: `count` on a machine, by default one for each share of its
+    GPUs of `gpus_each`."""
+
+    count: int | None
+    gpus_each: int
+
+
+@dataclass(frozen=True)
+class StepContext(Generic[C]):
+    """What a step is given when it runs. It knows neither who calls it nor where it runs."""
+
+    name: str
+    config: C
+    inputs: Mapping[str, Path]
+    output: ArtifactWriter
+
+    def artifact(self, name: str) -> Artifact:
+        """A finished input artifact."""
+        return Artifact(self.inputs[name])
+
+
+class StepKind(ABC, Generic[C]):
+    """One kind of step: what it needs to run, what it will cost, and how it runs. `C` is its config.
+
+    Modules that define kinds load nothing heavy when they are imported: a dry run asks every kind for its cost.
+    """
+
+    # As registered in steps/registry.py.
+    name: ClassVar[str]
+    # Which part of a recipe's launch section its jobs go by.
+    node_group: ClassVar[NodeGroup] = "data"
+
+    @abstractmethod
+    def run(self, context: StepContext[C]) -> dict[str, Any]:
+        """Does the work; returns facts for the manifest: `counts`, `dropped` rows by reason, metrics."""
+
+    def processes(self, config: C) -> Ranks | Replicas | None:
+        """As which processes it runs; None: as one."""
+        return None
+
+    def cost(self, config: C, inputs: InputEstimates) -> Cost:
+        """What it makes, reads, writes and leaves on disk. Raises Unknown where that can't be known."""
+        return Cost()
+
+    def hours(self, config: C, inputs: InputEstimates, gpu: GpuName, processes: int) -> float | None:
+        """How long it takes as `processes` processes with GPUs; None for a step that uses none. Raises Unknown."""
+        return None
+
+    def prompts(self, config: C, inputs: InputEstimates) -> float:
+        """How many prompts it is expected to make."""
+        raise TypeError(f"{self.name} makes no prompts")
+
+    def documents(self, config: C, inputs: InputEstimates) -> Documents:
+        """The responses that it is expected to make or pass on; those of its input by default."""
+        return inputs.documents("responses")
+
+    def packs(self, config: C, inputs: InputEstimates) -> Packs:
+        """The packs that it is expected to make."""
+        raise TypeError(f"{self.name} makes no packs")
+
+    def shards(self, config: C, inputs: InputEstimates) -> int:
+        """Into how many parts its work is cut; as many as its input's by default."""
+        return inputs.shards("responses")
+
+
+class ShardedStepKind(StepKind[C]):
+    """Maps numbered shards of its input to tables, each shard on its own, so that replicas can share them out."""
+
+    # The table whose shard says that the work on that shard is done; written after the others.
+    table: ClassVar[str] = "responses"
+
+    @abstractmethod
+    def shard_count(self, context: StepContext[C]) -> int:
+        """Number of shards; cheap."""
+
+    @abstractmethod
+    def open(self, context: StepContext[C]) -> Callable[[int], Mapping[str, pa.Table]]:
+        """Loads what the work needs, once a process, and returns the work: shard number -> tables by name."""
+
+    @abstractmethod
+    def summarize(self, context: StepContext[C]) -> dict[str, Any]:
+        """Facts for the manifest, from the shards on disk."""
+
+    def pending(self, context: StepContext[C]) -> list[int]:
+        """Shards that are not on disk yet."""
+        return [shard for shard in range(self.shard_count(context)) if not context.output.has_shard(self.table, shard)]
+
+    def run(self, context: StepContext[C]) -> dict[str, Any]:
+        """All shards that are left, in this process."""
+        work: Callable[[int], Mapping[str, pa.Table]] | None = None
+        for shard in self.pending(context):
+            work = work or self.open(context)
+            for table, content in work(shard).items():
+                context.output.write_shard(table, shard, content)
+        return self.summarize(context)
+
+
+@dataclass(frozen=True)
+class ExternalInput:
+    """Input from outside the run: a file, a model folder, or a data set by name."""
+
+    path: Path | None
+    name: str
+
+    @cached_property
+    def key(self) -> str:
+        """Content hash of the file or folder."""
+        return fingerprint(self.path) if self.path is not None else hash_json(self.name)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a run."""
+
+    name: str
+    kind: StepKind[Any]
+    config: StepConfig
+    inputs: Mapping[str, Step | ExternalInput]
+    run_dir: Path
+    # Whether its files are on another machine, so that nothing is known of them here.
+    remote: bool = False
+
+    @property
+    def processes(self) -> Ranks | Replicas | None:
+        """As which processes it runs; None: as one."""
+        return self.kind.processes(self.config)
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of everything that shapes the result."""
+        inputs = {name: source.key for name, source in self.inputs.items()}
+        return hash_json([FORMAT_VERSION, self.kind.name, self.config.result_settings(), inputs])
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where the artifact is, or will be."""
+        return self.run_dir / "artifacts" / f"{self.name}-{self.key[:12]}"
+
+    @property
+    def done(self) -> bool:
+        """Whether the artifact is finished; never so for one on another machine."""
+        return not self.remote and is_complete(self.folder)
+
+    def source(self, name: str) -> Step:
+        """The step that this one reads as the input `name`."""
+        found = self.inputs[name]
+        assert isinstance(found, Step)
+        return found
+
+    def input_path(self, name: str) -> Path:
+        """Folder or file of an input."""
+        source = self.inputs[name]
+        path = source.folder if isinstance(source, Step) else source.path
+        if path is None:
+            raise KeyError(f"{name} of {self.name} is no file")
+        return path

@@ -1,0 +1,29 @@
+"""How much of the machine a training step uses."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+import torch
+
+from dasd_megatron.config.gpu_specs import GPU_SPECS
+from dasd_megatron.training.collectives import all_reduce_max
+
+
+def memory_gib() -> float:
+    """Peak memory of the rank that needs most: on a GPU the allocator's, else the process's. Called on every rank."""
+    if torch.cuda.is_available():
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return all_reduce_max(peak)[0] / 2**30
+
+
+def peak_flops(fp8: bool) -> float | None:
+    """Peak FLOP/s of this GPU's matrix products; None on a CPU, or where the GPU isn't known."""
+    if not torch.cuda.is_available():
+        return None
+    name = torch.cuda.get_device_name().lower()
+    gpu = next((gpu for known, gpu in GPU_SPECS.items() if known in name), None)
+    return None if gpu is None else gpu.peak(fp8)

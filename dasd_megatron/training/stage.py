@@ -1,0 +1,144 @@
+"""One training stage, from the checkpoint before it to its own. The same function on every rank of every layout."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from typing import Any
+
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from dasd_megatron.artifacts.training_files import CHECKPOINT
+from dasd_megatron.megatron_model.build_model import ModelOptions, build_model
+from dasd_megatron.megatron_model.process_groups import process_groups
+from dasd_megatron.megatron_model.weights import load_weights
+from dasd_megatron.models.flops import training_flops
+from dasd_megatron.models.hf_model import HFModel
+from dasd_megatron.models.parallel_layout import check_layout
+from dasd_megatron.steps.step import StepContext
+from dasd_megatron.training.checkpoint.checkpoints import StepCheckpoints, save_weights
+from dasd_megatron.training.collectives import all_reduce_max
+from dasd_megatron.training.data import PackDataset
+from dasd_megatron.training.device_stats import memory_gib, peak_flops
+from dasd_megatron.training.fp8_support import check_precision
+from dasd_megatron.training.lr_schedule import learning_rate
+from dasd_megatron.training.metrics_log import MetricsLog
+from dasd_megatron.training.train_step_config import TrainConfig
+from dasd_megatron.training.trainer import NotFinite, Trainer
+from dasd_megatron.utils.errors import Stopped, UserError
+from dasd_megatron.utils.stop_signals import StopRequest, stop_requests
+
+
+def train(context: StepContext[TrainConfig]) -> dict[str, Any]:
+    """Trains the stage, resuming from the newest checkpoint of a killed run. Returns facts for the manifest."""
+    config, hf = context.config, HFModel(context.inputs["model"])
+    context_length = context.artifact("packs").manifest["context_length"]
+    check_layout(hf.config, hf.folder, config.parallel, config.training, config.memory, context_length)
+    check_precision(config.training.fp8)
+    with stop_requests() as stop, process_groups(config.parallel, config.seed):
+        return TrainingStage(context, hf).run(stop)
+
+
+class TrainingStage:
+    """One rank's part of a stage: its data, its trainer, its checkpoints."""
+
+    def __init__(self, context: StepContext[TrainConfig], hf: HFModel) -> None:
+        self.name, self.folder = context.name, context.output.path
+        self.hf, self.config, self.training = hf, context.config, context.config.training
+        self.packs = PackDataset(context.artifact("packs"), self.config.seed, self.config.isolate_documents)
+        self.steps = self.training.total_steps(len(self.packs))
+        options = ModelOptions.of(self.training, self.config.memory)
+        self.chunks = build_model(hf, self.config.parallel, options, self.packs.context_length)
+        load_weights(self.chunks, context.inputs["start"] / CHECKPOINT)
+        self.trainer = Trainer(self.chunks, hf, self.config.parallel, self.training, self.config.memory)
+
+    def run(self, stop: StopRequest) -> dict[str, Any]:
+        """All steps that are left, then the final weights. Returns facts for the manifest.
+
+        Raises Stopped once a signal has come and the step it came in is saved.
+        """
+        checkpoints = StepCheckpoints(self.chunks, self.hf, self.trainer.optimizer, self.folder, self.config)
+        # Killed between the last save and COMPLETE, a stage has its weights.
+        done = self.steps if (self.folder / CHECKPOINT).is_dir() else checkpoints.load_latest()
+        with MetricsLog(self.name, self.folder, self.steps, done, self.config.tracking) as log:
+            stopped = self._train(done, log, checkpoints, stop)
+        if stopped is not None:
+            if dist.get_rank() == 0:
+                print(stopped, file=sys.stderr, flush=True)
+            dist.barrier()  # torchrun ends the others when the first rank exits
+            raise stopped
+        if not (self.folder / CHECKPOINT).is_dir():
+            save_weights(self.chunks, self.hf, self.folder / CHECKPOINT)
+        checkpoints.end()
+        lines = log.read()
+        return {
+            "counts": {"steps": self.steps, "packs": len(self.packs), "tokens": sum(line["tokens"] for line in lines)},
+            "final_loss": lines[-1]["loss"] if lines else None,
+        }
+
+    def _train(self, done: int, log: MetricsLog, checkpoints: StepCheckpoints, stop: StopRequest) -> Stopped | None:
+        """The steps after `done`, with their checkpoints; what to raise if a signal asked to stop before the last one."""
+        for step in range(done + 1, self.steps + 1):
+            try:
+                log.append(self._step(step))
+            except UserError:  # raised on every rank
+                checkpoints.wait()
+                raise
+            if step == self.steps:
+                break
+            if step % self.training.save_every == 0:
+                checkpoints.save(step)
+            # One collective a step: a signal that reached one rank stops all of them after the same step, and a checkpoint gets
+            # its name only once no rank is writing.
+            signal_number, writing = all_reduce_max(stop.signal_number, checkpoints.writing)
+            if not writing:
+                checkpoints.wait()
+            if signal_number:
+                checkpoints.save(step)
+                checkpoints.wait()
+                return Stopped(
+                    f"{self.name}: stopped by {signal.Signals(signal_number).name} after step {step}; saved; "
+                    "run the same command to resume"
+                )
+        checkpoints.wait()
+        return None
+
+    def _step(self, step: int) -> dict[str, Any]:
+        """The `step`-th optimizer step (from 1); its line in the log, the same on every rank."""
+        start = time.monotonic()
+        # Packs are numbered over all epochs, and step n takes the n-th `global_batch` of them, whatever the layout:
+        # data-parallel rank r has every `ranks`-th of those, from the r-th.
+        size, ranks = self.training.global_batch, parallel_state.get_data_parallel_world_size()
+        samples = range((step - 1) * size, step * size)
+        own = samples[parallel_state.get_data_parallel_rank() :: ranks]
+        lr = learning_rate(step - 1, self.steps, self.training)
+        try:
+            result = self.trainer.step([self.packs.pack(sample) for sample in own], lr)
+        except NotFinite as problem:
+            documents = ", ".join(uuid for sample in samples for uuid in self.packs.uuids(sample))
+            raise UserError(
+                f"{self.name}: {problem} at step {step}; the checkpoint before it is kept. Lower "
+                f"training.learning_rate, or look at the step's documents: {documents}"
+            ) from None
+        lengths = [length for sample in samples for length in self.packs.attended_lengths(sample)]
+        seconds = time.monotonic() - start
+        flops = training_flops(self.trainer.hf.shape, lengths) / seconds / dist.get_world_size()
+        line: dict[str, Any] = {
+            "step": step,
+            "loss": result.loss,
+            "grad_norm": result.grad_norm,
+            "lr": lr,
+            "tokens": sum(lengths),
+            "seconds": round(seconds, 4),
+            "tokens_per_second": round(sum(lengths) / seconds, 1),
+            "tflops_per_gpu": round(flops / 1e12, 4),  # of the model: recomputation and padding don't count
+            "memory_gib": round(memory_gib(), 3),  # the peak of the fullest rank
+        }
+        if result.load_balancing_loss is not None:
+            line["load_balancing_loss"] = result.load_balancing_loss
+        peak = peak_flops(self.training.fp8 is not None)
+        if peak is not None:
+            line["mfu"] = round(flops / peak, 4)
+        return line

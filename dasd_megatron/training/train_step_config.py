@@ -1,0 +1,27 @@
+"""The config of a training step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dasd_megatron.config.base import Config, ExecutionOnly
+from dasd_megatron.config.training import MemoryConfig, ParallelConfig, TrainingConfig
+from dasd_megatron.steps.step import StepConfig
+
+
+class TrackingConfig(Config):
+    """Where metrics go, beside the terminal and metrics.jsonl; null where they don't."""
+
+    tensorboard: Path | None = None
+    wandb_project: str | None = None
+
+
+class TrainConfig(StepConfig):
+    """Config of a step `train`."""
+
+    training: TrainingConfig
+    isolate_documents: bool
+    seed: int
+    parallel: ExecutionOnly[ParallelConfig] = ParallelConfig()
+    memory: ExecutionOnly[MemoryConfig] = MemoryConfig()
+    tracking: ExecutionOnly[TrackingConfig] = TrackingConfig()

@@ -1,0 +1,1 @@
+"""What has nothing to do with distillation: durable files, locks, hashes, progress, signals, registries."""

@@ -1,0 +1,79 @@
+"""Child processes that never outlive the run they belong to: a killed run leaves nothing behind that still writes."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from dasd_megatron.utils.errors import Stopped
+from dasd_megatron.utils.stop_signals import handled_by
+
+# Environment variable that names the process that started the run.
+LAUNCHER = "DASD_LAUNCHER_PID"
+_PR_SET_PDEATHSIG = 1
+
+
+def child_options() -> tuple[Callable[[], None], dict[str, str]]:
+    """`preexec_fn` and `env` for a child that is to end with this process."""
+    parent = os.getpid()
+
+    return lambda: die_with(parent), {LAUNCHER: str(parent), **os.environ}
+
+
+def die_with(parent: int) -> None:
+    """For a child of the process `parent`: end when it ends, however it ends."""
+    _die_with_parent()
+    if os.getppid() != parent:  # it ended before the request
+        os._exit(1)
+
+
+@contextlib.contextmanager
+def forward_signals(children: Callable[[], Iterable[int]]) -> Iterator[set[int]]:
+    """While open, stop signals go to the processes `children()` instead of ending this one; yields those that came.
+
+    Raises Stopped where there is no such process yet.
+    """
+    signals: set[int] = set()
+
+    def pass_on(number: int) -> None:
+        signals.add(number)
+        pids = list(children())
+        if not pids:
+            raise Stopped("stopped; the same command resumes from here")
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    with handled_by(pass_on):
+        yield signals
+
+
+def die_with_launcher() -> None:
+    """For a rank that torchrun started: end with torchrun, or at once if the run that started torchrun is gone.
+
+    torchrun itself ends with the launcher; a rank that it started just before has not asked to end with it yet.
+    """
+    _die_with_parent()
+    launcher = os.environ.get(LAUNCHER)
+    if launcher is not None and not _is_alive(int(launcher)):
+        os._exit(1)
+
+
+def _die_with_parent() -> None:
+    """Asks Linux to kill this process when its parent ends, however it ends. No-op on other systems."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _is_alive(pid: int) -> bool:
+    if not Path("/proc").is_dir():
+        return True
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

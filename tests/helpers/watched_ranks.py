@@ -1,0 +1,90 @@
+"""One rank of a training step described by a file (see tests/helpers/tiny_models.py): -m tests.helpers.watched_ranks FILE.
+
+With odd behaviour that tests of checkpoints ask for in the environment:
+
+SLOW_WRITES: seconds that pass between the snapshot and the writing of a checkpoint's files.
+SLOW_STEPS: seconds that each step takes longer.
+FAIL_AT: the step in which training fails on every rank.
+REFUSE_METADATA: rank 0 finds the disk full after all ranks have written their files.
+After each step every rank draws from its random generators and adds that to draws-RANK.jsonl.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dasd_megatron.artifacts.artifact import ArtifactWriter
+from dasd_megatron.steps.step import StepContext
+from dasd_megatron.utils.child_process import die_with_launcher
+from dasd_megatron.utils.errors import Stopped, UserError
+
+
+def behave(folder: Path) -> None:
+    import torch
+
+    from dasd_megatron.training import stage
+    from dasd_megatron.training.checkpoint import async_save
+
+    from megatron.core.tensor_parallel.random import get_cuda_rng_tracker  # isort: skip
+
+    write, train_step = async_save.Save._write, stage.TrainingStage._step
+    draws = folder / f"draws-{os.environ.get('RANK', '0')}.jsonl"
+
+    def slow_write(self: async_save.Save, buckets: list[Any]) -> None:
+        time.sleep(float(os.environ.get("SLOW_WRITES", "0")))
+        write(self, buckets)
+
+    def watched_step(self: stage.TrainingStage, step: int) -> dict[str, Any]:
+        if step == int(os.environ.get("FAIL_AT", "0")):
+            raise UserError("the loss is nan")
+        line = train_step(self, step)
+        time.sleep(float(os.environ.get("SLOW_STEPS", "0")))
+        with get_cuda_rng_tracker().fork():
+            tracked = torch.rand(1).item()
+        with draws.open("a") as file:
+            values = [random.random(), np.random.rand(), torch.rand(1).item(), tracked]
+            file.write(json.dumps([draws.name, step, *values]) + "\n")
+        return line
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async_save.Save._write, stage.TrainingStage._step = slow_write, watched_step
+    if "REFUSE_METADATA" in os.environ:
+        async_save.save_config = refuse
+
+
+def main() -> int:
+    die_with_launcher()
+    from dasd_megatron.training.stage import train
+    from dasd_megatron.training.train_step_config import TrainConfig
+
+    content = json.loads(Path(sys.argv[1]).read_text())
+    config = TrainConfig.model_validate(content["config"])
+    inputs = {name: Path(path) for name, path in content["inputs"].items()}
+    output = ArtifactWriter(Path(content["output"]), {})
+    if os.environ.get("RANK", "0") == "0":
+        output.clear_leftovers()
+    behave(output.path)
+    try:
+        train(StepContext(content["name"], config, inputs, output))
+    except Stopped:
+        return Stopped.EXIT_CODE
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

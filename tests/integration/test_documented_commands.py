@@ -1,0 +1,85 @@
+"""Every command of the README and the docs that needs neither a cluster nor a GPU runs, on a small toy recipe."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+from tests.helpers.published_models import published_model
+from tests.helpers.small_run import SMALL
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Begins a command that is run here; `dasd` may be written with its path.
+OURS = re.compile(r"^(\.venv/bin/)?dasd |^python tools/")
+# The reader's own files and folders, in place of which nothing stands.
+PLACEHOLDERS = re.compile(r"\bmy\.yaml\b|(?<![\w/])cluster\.yaml\b|\b[A-Z][A-Z_]+\b|\[--")
+# These would take minutes to hours; that they start is what is checked.
+BENCHMARK = re.compile(r"`python (?:-m )?(benchmarks[./]\w+)")
+
+
+def commands(page: Path) -> list[str]:
+    """Lines of the page's shell blocks, without comments."""
+    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
+    lines = [line.split(" #")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if OURS.search(line) and not PLACEHOLDERS.search(line)]
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working tree whose toy recipe takes a minute, with the sizes of the paper's models."""
+    folder = tmp_path_factory.mktemp("tree")
+    for name in ("examples", "tools"):
+        shutil.copytree(ROOT / name, folder / name)
+    path = folder / "examples" / "toy" / "recipe.yaml"
+    recipe = yaml.safe_load(path.read_text())
+    for override in SMALL:
+        key, _, value = override.partition("=")
+        *parents, last = key.split(".")
+        section = recipe
+        for part in parents:
+            section = section[int(part)] if isinstance(section, list) else section.setdefault(part, {})
+        section[last] = yaml.safe_load(value)
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    for model in ("gpt-oss-120b", "Qwen3-4B-Instruct-2507", "Qwen3-30B-A3B-Instruct-2507"):
+        published_model(folder / "models", model)
+    (folder / "data").mkdir()
+    (folder / "data" / "aime.jsonl").touch()
+    return folder
+
+
+def test_there_are_commands() -> None:
+    found = {page.name: commands(page) for page in PAGES}
+    assert len(found["README.md"]) >= 10
+    assert len(found["training.md"]) >= 2
+
+
+@pytest.mark.full
+@pytest.mark.network
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)
+def test_commands_run(tree: Path, page: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NEMORUN_HOME": str(tree / "nemo_run")}
+    shutil.rmtree("/tmp/student-megatron", ignore_errors=True)
+    shutil.rmtree("/tmp/student-hf", ignore_errors=True)
+    for command in commands(page):
+        words = shlex.split(command)
+        interpreter = [sys.executable, "-m", "dasd_megatron.cli.main"] if "dasd" in words[0] else [sys.executable]
+        done = subprocess.run(
+            [*interpreter, *words[1:]], cwd=tree, env=environment, capture_output=True, text=True, timeout=600
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout[-1000:]}{done.stderr[-2000:]}"
+
+
+@pytest.mark.parametrize("module", sorted({name for page in PAGES for name in BENCHMARK.findall(page.read_text())}))
+def test_benchmarks_start(module: str) -> None:
+    name = module.replace("/", ".")
+    done = subprocess.run([sys.executable, "-m", name, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,265 @@
+"""The whole pipeline on a small recipe: undisturbed, killed at random moments, and with bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT, TOY
+from tests.helpers.small_run import RECIPE, artifacts, content_of, finish, launch, small_run
+
+KILLS = 20
+
+
+@pytest.mark.full
+def test_run_gives_summary_report_and_model(calm: Path) -> None:
+    summary = json.loads((calm / "summary.json").read_text())
+    models = ["student", "low_temperature", "high_temperature", "mixed_policy", "teacher"]
+    for key in ("accuracy", "alignment"):
+        assert list(summary[key]) == models
+        assert list(summary["standard_error"][key]) == models
+    assert summary["evaluated"] == 40
+    assert summary["accuracy"]["teacher"] > 0.9
+    assert abs(summary["alignment"]["teacher"]) < 1e-3
+    assert summary["alignment"]["student"] > summary["alignment"]["low_temperature"] > 0
+    page = (calm / "report.html").read_text()
+    assert page.count("<svg") >= 8
+    assert "<script" not in page
+    assert 'src="http' not in page
+    assert set(summary["seconds"]) == set(artifacts(calm)) - {"report"}
+
+
+@pytest.mark.full
+def test_final_model_answers_the_same_in_transformers_and_vllm(calm: Path) -> None:
+    from dasd_megatron.config.sampling import EngineConfig
+    from dasd_megatron.sampling.engines.engine import Request
+    from dasd_megatron.sampling.engines.registry import load_engine
+    from dasd_megatron.tokenization.tokenizer import ChatTokenizer
+
+    tokenizer = ChatTokenizer(calm / "final")
+    texts = [json.loads(line)["input"] for line in (TOY / "validation.jsonl").read_text().splitlines()[:50]]
+    requests = [Request(tokenizer.prompt_ids(text), 0, 64) for text in texts]
+    answers = [
+        load_engine(calm / "final", EngineConfig(name=name, dtype="float32")).generate(
+            requests, 0.0, 1.0, [tokenizer.end_of_turn_id]
+        )
+        for name in ("transformers", "vllm")
+    ]
+    assert [sample.token_ids for sample in answers[0]] == [sample.token_ids for sample in answers[1]]
+
+
+@pytest.mark.full
+def test_second_run_does_nothing_again(calm: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in calm.rglob("*.parquet")}
+    code, out, errors = finish(*small_run(calm))
+    assert code == 0, errors[-3000:]
+    assert out.count("done before") == len(artifacts(calm))
+    assert before == {path: path.stat().st_mtime_ns for path in calm.rglob("*.parquet")}
+
+
+def descendants(pid: int) -> list[int]:
+    """Process ids of everything started by `pid`, directly or not."""
+    listing = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    children: dict[int, list[int]] = {}
+    for line in listing.splitlines():
+        child, parent = map(int, line.split())
+        children.setdefault(parent, []).append(child)
+    found, queue = [], [pid]
+    while queue:
+        own = children.get(queue.pop(), [])
+        found += own
+        queue += own
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+@pytest.mark.full
+def test_killed_at_random_moments_it_ends_the_same(calm: Path, tmp_path: Path) -> None:
+    """kill -9 at 20 moments spread over the whole run: nothing is lost, doubled or different, and nothing is left running."""
+    chance = random.Random(1)
+    folder = tmp_path / "run"
+    steps = list(artifacts(folder))
+    kills = 0
+    for target in sorted(chance.choices(steps, k=KILLS), key=steps.index):
+        process = launch(*small_run(folder))
+        assert process.stdout is not None
+        for line in process.stdout:
+            name = line.partition("] ")[2].partition(":")[0].strip()
+            if name in steps and steps.index(name) >= steps.index(target) and "done before" not in line:
+                break
+        time.sleep(chance.uniform(0, 5))
+        started = descendants(process.pid)
+        if process.poll() is None:
+            kills += 1
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        deadline = time.monotonic() + 10
+        while any(map(alive, started)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not any(map(alive, started)), "a killed run left processes behind"
+    code, _, errors = finish(*small_run(folder))
+    assert code == 0, errors[-3000:]
+    assert kills >= KILLS - 2
+    assert content_of(folder) == content_of(calm)
+
+
+@pytest.mark.full
+def test_replicas_and_layout_change_nothing_but_speed(calm: Path, tmp_path: Path) -> None:
+    """One replica in place of two: the same bytes."""
+    for step in ("prompts_test", "prompts_train", "sample_low_temperature"):
+        code, _, errors = finish(*small_run(tmp_path), "launch.replicas=1", "--only", step)
+        assert code == 0, errors[-3000:]
+    shards = sorted((tmp_path / "artifacts").glob("sample_*/*.parquet"))
+    assert len(shards) == 4
+    for path in shards:
+        assert path.read_bytes() == (calm / "artifacts" / path.parent.name / path.name).read_bytes()
+
+
+@pytest.mark.full
+def test_a_killed_replica_gives_its_shard_back(calm: Path, tmp_path: Path) -> None:
+    for step in ("prompts_test", "prompts_train"):
+        assert finish(*small_run(tmp_path), "--only", step)[0] == 0
+    folder = artifacts(tmp_path)["sample_low_temperature"].folder
+    process = launch(*small_run(tmp_path), "--only", "sample_low_temperature")
+    while process.poll() is None and len(list(folder.glob(".claim-*"))) < 2:
+        time.sleep(0.01)
+    replicas = [pid for pid in descendants(process.pid) if "--replica" in Path(f"/proc/{pid}/cmdline").read_text()]
+    assert len(replicas) == 2
+    os.kill(replicas[0], signal.SIGKILL)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3000:]
+    for path in folder.glob("*.parquet"):
+        assert path.read_bytes() == (calm / "artifacts" / folder.name / path.name).read_bytes()
+
+
+@pytest.mark.full
+def test_truncated_shard_stops_the_step_that_reads_it(calm: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "run"
+    shutil.copytree(calm, folder, symlinks=True)
+    steps = artifacts(folder)
+    shard = steps["sample_low_temperature"].folder / "responses-00001.parquet"
+    os.truncate(shard, shard.stat().st_size // 2)
+    shutil.rmtree(steps["filter_low_temperature"].folder)
+    code, _, errors = finish(*small_run(folder))
+    assert code == 2
+    assert f"{shard}: truncated or changed" in errors
+    assert f"delete the folder {shard.parent} and run again" in errors
+    assert "Traceback" not in errors
+    shutil.rmtree(shard.parent)  # the remedy
+    code, _, errors = finish(*small_run(folder))
+    assert code == 0, errors[-3000:]
+    assert content_of(folder) == content_of(calm)
+
+
+@pytest.mark.full
+def test_killed_inside_a_save_it_goes_on(calm: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "run"
+    shutil.copytree(calm, folder, symlinks=True)
+    stage = artifacts(folder)["train_low_temperature"].folder
+    shutil.rmtree(stage)
+    process = launch(*small_run(folder))
+    while process.poll() is None and not list(stage.glob(".step-*.tmp")):
+        time.sleep(0.0005)
+    assert process.poll() is None, "the run ended before a save was seen"
+    process.kill()
+    process.communicate()
+    code, _, errors = finish(*small_run(folder))
+    assert code == 0, errors[-3000:]
+    assert content_of(folder) == content_of(calm)
+
+
+def check_refused(errors: str, code: int, message: str) -> None:
+    assert code == 2
+    assert message in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["teacher.model=absent"], "error: teacher.model: absent: no such model folder"),
+        (["training.epoch=2"], "unknown key 'training.epoch'; the nearest valid name is 'training.epochs'"),
+        (["run_dir=/proc/run"], "can't be written"),
+        (["--only", "sample_low"], "no step 'sample_low'; the nearest is 'sample_low_temperature'"),
+        (["--only", "pack_low_temperature"], "which isn't finished: run that first"),
+    ],
+)
+def test_refusals(tmp_path: Path, overrides: list[str], message: str) -> None:
+    given = [
+        str(RECIPE),
+        *([] if any(o.startswith("run_dir") for o in overrides) else [f"run_dir={tmp_path}"]),
+        *overrides,
+    ]
+    code, _, errors = finish(*given)
+    check_refused(errors, code, message)
+
+
+def test_malformed_prompt_line(tmp_path: Path) -> None:
+    path = tmp_path / "test.jsonl"
+    path.write_text('{"input": "2*2?", "answer": "4"}\n{"input": \n')
+    code, _, errors = finish(
+        str(RECIPE), f"run_dir={tmp_path}/run", f"prompts.test.path={path}", "--only", "prompts_test"
+    )
+    check_refused(errors, code, f"{path}: line 2: not valid JSON")
+
+
+def test_full_disk(small_disk: Any) -> None:
+    folder = small_disk("16k")
+    code, _, errors = finish(str(RECIPE), f"run_dir={folder}/run", "--only", "prompts_test")
+    check_refused(errors, code, "the disk is full; free some space and run the same command again")
+    assert not list(folder.rglob("*.parquet")) or not list(folder.rglob("COMPLETE"))
+
+
+def test_two_runs_of_one_folder_exclude_each_other(tmp_path: Path) -> None:
+    from dasd_megatron.utils.file_lock import lock
+
+    with lock(tmp_path / ".lock", "busy"):
+        code, _, errors = finish(str(RECIPE), f"run_dir={tmp_path}")
+    check_refused(errors, code, "another process is running this recipe")
+
+
+def test_dry_run_says_what_is_to_do(tmp_path: Path) -> None:
+    code, out, _ = finish(str(RECIPE), f"run_dir={tmp_path}/run", "--dry-run")
+    assert code == 0
+    assert "to do  sample_low_temperature" in out
+    assert out.strip().endswith("0 of 30 steps are done")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("tool", "option", "good", "bad"),
+    [
+        ("generate", "--step", "prompts_test", "filter_low_temperature"),
+        ("train", "--stage", "low_temperature", "student"),
+    ],
+)
+def test_step_tools_run_their_own_kind(tmp_path: Path, tool: str, option: str, good: str, bad: str) -> None:
+    command = [sys.executable, f"tools/{tool}.py", str(RECIPE), f"run_dir={tmp_path}", option]
+    done = subprocess.run([*command, bad], cwd=ROOT, capture_output=True, text=True)
+    check_refused(done.stderr, done.returncode, "not one of")
+    done = subprocess.run([*command, good], cwd=ROOT, capture_output=True, text=True)
+    if tool == "generate":
+        assert done.returncode == 0, done.stderr
+    else:  # its packs aren't made
+        check_refused(done.stderr, done.returncode, "isn't finished: run that first")

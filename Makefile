@@ -39,15 +39,15 @@ docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 test: lint
-	$(PYTEST) -m "not full"
+	$(PYTEST) -m "not full and not gpu"
 
 test-all: test test-rest
 
 test-rest: setup
-	$(PYTEST) -m full
+	$(PYTEST) -m "full and not gpu"
 
 test-unit: setup
-	$(BIN)/pytest tests/unit -m "not full"
+	$(BIN)/pytest tests/unit -m "not full and not gpu"
 
 clean:
 	rm -rf runs site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -43,6 +43,7 @@ TOGETHER = ("tests/slurm/", "tests/integration/test_pipeline_run.py")
 ROOT_ONLY = {"small_disk"}
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What only `make test-all` runs, and which tests stay in one process under pytest-xdist: a module's, as a rule."""
     for item in items:

@@ -17,7 +17,7 @@ from tests.conftest import ROOT, TOY
 from tests.helpers.training_runs import RESULTS
 
 RECIPE = TOY / "recipe.yaml"
-# Small enough for minutes; the reference engine starts faster than vLLM (whose turn is in test_vllm_run).
+# Small enough for minutes; the reference engine starts faster than vLLM (whose turn is in test_images and tests/slurm).
 SMALL = [
     "engine.name=transformers",
     "prompts.train.limit=48",

@@ -111,6 +111,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(runs: Runs, calm: Run) -> N
     check_same(run, calm)
 
 
+@pytest.mark.full
 def test_signals_to_ranks(runs: Runs, calm_ranks: Run) -> None:
     """To the process that started them, and to one rank alone, twice, inside a save."""
     run = runs.run("signalled_ranks", ParallelConfig(data=2), SLOW, **SAVING)
@@ -161,6 +162,7 @@ def test_a_disk_that_fills_up(runs: Runs, parallel: ParallelConfig, small_disk: 
     assert [line["step"] for line in run.finish()] == list(range(1, SAVING["steps"] + 1))
 
 
+@pytest.mark.full
 def test_a_refusal_that_only_rank_0_sees(runs: Runs) -> None:
     """The other ranks would wait for ever."""
     run = runs.run("refused", ParallelConfig(data=2), {"REFUSE_METADATA": ""}, **SAVING)
@@ -171,6 +173,7 @@ def test_a_refusal_that_only_rank_0_sees(runs: Runs) -> None:
     assert run.folders() == []
 
 
+@pytest.mark.full
 def test_a_save_under_way_outlives_a_failure_of_training(runs: Runs) -> None:
     run = runs.run("failed", ParallelConfig(data=2), {**SLOW, "FAIL_AT": "6"}, **SAVING)
     process = run.start()
@@ -259,6 +262,7 @@ def test_random_states_are_taken_up_again() -> None:
         assert draw() == first
 
 
+@pytest.mark.full
 def test_a_launcher_passes_signals_on(tmp_path: Path) -> None:
     """tools/launch.py and tools/train.py exit with 75 and one line, and finish the stage the next time."""
     settings = [f"run_dir={tmp_path}", "training.steps=40", "training.save_every=1000"]

@@ -21,6 +21,7 @@ from dasd_megatron.models.hf_model import HFModel
 from dasd_megatron.utils.errors import UserError
 from tests.helpers.conversions import NORM, assert_same, change_config, change_tensors, weights
 from tests.helpers.layout_ranks import run_on_ranks
+from tests.helpers.marks import mostly_full
 from tests.helpers.tiny_models import FAMILIES, tiny_model
 
 
@@ -92,24 +93,23 @@ def test_an_import_is_what_megatron_would_have_written(family: str, tmp_path: Pa
         assert torch.equal(ours.parameter(part), theirs.parameter(part)), part.name
 
 
-LAYOUTS = [
-    ("qwen3", 3, ParallelConfig(pipeline=3)),
-    ("qwen3", 4, ParallelConfig(tensor=2, pipeline=2)),
-    ("qwen2", 4, ParallelConfig(pipeline=2, virtual_pipeline=2)),
-    ("llama", 3, ParallelConfig(tensor=2)),
-    ("qwen3_moe", 3, ParallelConfig(expert=2, data=2)),
-    ("qwen3_moe", 2, ParallelConfig(tensor=2, expert=2)),
-    ("qwen3", 3, ParallelConfig(context=2)),
-    ("gpt_oss", 4, ParallelConfig(tensor=2, pipeline=2)),
-]
+LAYOUTS = {
+    "qwen3-pp3": ("qwen3", 3, ParallelConfig(pipeline=3)),
+    "qwen3-tp2xpp2": ("qwen3", 4, ParallelConfig(tensor=2, pipeline=2)),
+    "qwen2-pp2-interleaved": ("qwen2", 4, ParallelConfig(pipeline=2, virtual_pipeline=2)),
+    "llama-tp2": ("llama", 3, ParallelConfig(tensor=2)),
+    "qwen3_moe-ep2": ("qwen3_moe", 3, ParallelConfig(expert=2, data=2)),
+    "qwen3_moe-tp2xep2": ("qwen3_moe", 2, ParallelConfig(tensor=2, expert=2)),
+    "qwen3-cp2": ("qwen3", 3, ParallelConfig(context=2)),
+    "gpt_oss-tp2xpp2": ("gpt_oss", 4, ParallelConfig(tensor=2, pipeline=2)),
+}
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize(("family", "layers", "parallel"), LAYOUTS, ids=lambda value: str(value))
-def test_any_layout_loads_an_import_and_is_exported(
-    family: str, layers: int, parallel: ParallelConfig, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("name", mostly_full(LAYOUTS, ("llama-tp2", "qwen3_moe-ep2")))
+def test_any_layout_loads_an_import_and_is_exported(name: str, tmp_path: Path) -> None:
     """The vocabulary of 131 is padded where it is split over ranks; no layout's padding comes out."""
+    family, layers, parallel = LAYOUTS[name]
     hf = tiny_model(tmp_path / "hf", family, tied=family == "qwen3", num_hidden_layers=layers)
     import_hf(hf, tmp_path / "megatron")
     arguments = {"model": str(hf), "checkpoint": str(tmp_path / "megatron"), "target": str(tmp_path / "saved")}

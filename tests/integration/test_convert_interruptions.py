@@ -126,6 +126,7 @@ def test_two_at_once_are_refused(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.full
 def test_an_export_outlives_its_checkpoint(tmp_path: Path) -> None:
     """Training may remove a checkpoint in favour of newer ones while it is being read."""
     hf = HFModel(tiny_model(tmp_path / "hf"))
@@ -136,6 +137,7 @@ def test_an_export_outlives_its_checkpoint(tmp_path: Path) -> None:
         assert torch.equal(checkpoint.parameter(part), hf.parameter(part))
 
 
+@pytest.mark.full
 def test_export_while_training_writes_other_checkpoints(tmp_path: Path) -> None:
     runs = Runs(tmp_path)
     live = runs.run("live", ParallelConfig(), steps=60, save_every=1, keep_every=1, async_save=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -14,23 +13,24 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
+from tests.helpers.documentation import PAGES, command_lines, name_of
 from tests.helpers.published_models import published_model
 from tests.helpers.small_run import SMALL
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-# Begins a command that is run here; `dasd` may be written with its path.
-OURS = re.compile(r"^(\.venv/bin/)?dasd |^python tools/")
 # The reader's own files and folders, in place of which nothing stands.
-PLACEHOLDERS = re.compile(r"\bmy\.yaml\b|(?<![\w/])cluster\.yaml\b|\b[A-Z][A-Z_]+\b|\[--")
+PLACEHOLDERS = re.compile(r"^my\.yaml$|^cluster\.yaml$|^[A-Z][A-Z_]+$|^\[--|^(?!https?:).*=my\.")
 # These would take minutes to hours; that they start is what is checked.
 BENCHMARK = re.compile(r"`python (?:-m )?(benchmarks[./]\w+)")
 
 
-def commands(page: Path) -> list[str]:
-    """Lines of the page's shell blocks, without comments."""
-    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
-    lines = [line.split(" #")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    return [line for line in lines if OURS.search(line) and not PLACEHOLDERS.search(line)]
+def runnable(page: Path) -> list[tuple[str, ...]]:
+    """The page's commands that can be run as they stand."""
+    return [
+        command.words
+        for command in command_lines(page)
+        if (command.words[0] == "dasd" or command.words[1].startswith("tools/"))
+        and not any(PLACEHOLDERS.search(word) for word in command.words)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -57,25 +57,24 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_there_are_commands() -> None:
-    found = {page.name: commands(page) for page in PAGES}
+    found = {page.name: runnable(page) for page in PAGES}
     assert len(found["README.md"]) >= 10
     assert len(found["training.md"]) >= 2
 
 
 @pytest.mark.full
 @pytest.mark.network
-@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=name_of)
 def test_commands_run(tree: Path, page: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "NEMORUN_HOME": str(tree / "nemo_run")}
-    shutil.rmtree("/tmp/student-megatron", ignore_errors=True)
-    shutil.rmtree("/tmp/student-hf", ignore_errors=True)
-    for command in commands(page):
-        words = shlex.split(command)
-        interpreter = [sys.executable, "-m", "dasd_megatron.cli.main"] if "dasd" in words[0] else [sys.executable]
+    for folder in ("/tmp/student-megatron", "/tmp/student-hf"):
+        shutil.rmtree(folder, ignore_errors=True)
+    for program, *arguments in runnable(page):
+        interpreter = [sys.executable, "-m", "dasd_megatron.cli.main"] if program == "dasd" else [sys.executable]
         done = subprocess.run(
-            [*interpreter, *words[1:]], cwd=tree, env=environment, capture_output=True, text=True, timeout=600
+            [*interpreter, *arguments], cwd=tree, env=environment, capture_output=True, text=True, timeout=600
         )
-        assert done.returncode == 0, f"{command}\n{done.stdout[-1000:]}{done.stderr[-2000:]}"
+        assert done.returncode == 0, f"{program} {arguments}\n{done.stdout[-1000:]}{done.stderr[-2000:]}"
 
 
 @pytest.mark.parametrize("module", sorted({name for page in PAGES for name in BENCHMARK.findall(page.read_text())}))

@@ -12,6 +12,7 @@ import torch
 from dasd_megatron.artifacts.artifact import Artifact
 from dasd_megatron.config.training import ParallelConfig
 from dasd_megatron.training.data import PackDataset
+from tests.helpers.marks import mostly_full
 from tests.helpers.training_runs import Runs, check_close
 
 LAYOUTS = {
@@ -47,7 +48,7 @@ LOSS, GRAD_NORM = 5e-6, 1e-5
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", mostly_full(LAYOUTS, ("dp2", "tp2-sp", "pp2", "cp2")))
 def test_layout(dense: Runs, name: str) -> None:
     lines = dense.run(name, LAYOUTS[name]).finish()
     check_close(lines, dense.undisturbed().log(), LOSS, GRAD_NORM)
@@ -55,7 +56,7 @@ def test_layout(dense: Runs, name: str) -> None:
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("name", EXPERT_LAYOUTS)
+@pytest.mark.parametrize("name", mostly_full(EXPERT_LAYOUTS, ("ep2",)))
 def test_expert_layout(experts: Runs, name: str) -> None:
     """With the load-balancing loss, whose weight must not depend on where padding lies."""
     run = experts.run(name, EXPERT_LAYOUTS[name])
@@ -67,7 +68,7 @@ def test_expert_layout(experts: Runs, name: str) -> None:
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("name", GPT_OSS_LAYOUTS)
+@pytest.mark.parametrize("name", mostly_full(GPT_OSS_LAYOUTS, ("tp2-sp",)))
 def test_gpt_oss_layout(gpt_oss: Runs, name: str) -> None:
     """Sinks, windows and biases, those of experts among them."""
     parallel, recompute = GPT_OSS_LAYOUTS[name]
@@ -89,7 +90,7 @@ def test_gpt_oss_layout(gpt_oss: Runs, name: str) -> None:
         ("by-layers", {"recompute": "full", "recompute_layers": 1}),
     ],
 )
-@pytest.mark.parametrize("layout", ["one", "tp2-spxpp2"])
+@pytest.mark.parametrize("layout", mostly_full(["one", "tp2-spxpp2"], ("one",)))
 def test_recompute_changes_nothing(dense: Runs, name: str, memory: dict[str, Any], layout: str) -> None:
     parallel = ParallelConfig() if layout == "one" else ParallelConfig(tensor=2, pipeline=2)
     lines = dense.run(f"{name}-{layout}", parallel, memory=memory, steps=4).finish()
@@ -98,7 +99,7 @@ def test_recompute_changes_nothing(dense: Runs, name: str, memory: dict[str, Any
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("recompute", ["selective", "full"])
+@pytest.mark.parametrize("recompute", mostly_full(["selective", "full"], ()))
 def test_recompute_of_experts_changes_nothing(experts: Runs, recompute: str) -> None:
     """The load-balancing loss is counted once, though the router runs twice."""
     run = experts.run(f"{recompute}-tp2", ParallelConfig(tensor=2), memory={"recompute": recompute})

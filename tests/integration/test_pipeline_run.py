@@ -20,7 +20,6 @@ from tests.helpers.small_run import RECIPE, artifacts, content_of, finish, launc
 KILLS = 20
 
 
-@pytest.mark.full
 def test_run_gives_summary_report_and_model(calm: Path) -> None:
     summary = json.loads((calm / "summary.json").read_text())
     models = ["student", "low_temperature", "high_temperature", "mixed_policy", "teacher"]
@@ -38,7 +37,6 @@ def test_run_gives_summary_report_and_model(calm: Path) -> None:
     assert set(summary["seconds"]) == set(artifacts(calm)) - {"report"}
 
 
-@pytest.mark.full
 def test_final_model_answers_the_same_in_transformers_and_vllm(calm: Path) -> None:
     from dasd_megatron.config.sampling import EngineConfig
     from dasd_megatron.sampling.engines.engine import Request
@@ -57,7 +55,6 @@ def test_final_model_answers_the_same_in_transformers_and_vllm(calm: Path) -> No
     assert [sample.token_ids for sample in answers[0]] == [sample.token_ids for sample in answers[1]]
 
 
-@pytest.mark.full
 def test_second_run_does_nothing_again(calm: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in calm.rglob("*.parquet")}
     code, out, errors = finish(*small_run(calm))
@@ -132,7 +129,6 @@ def test_replicas_and_layout_change_nothing_but_speed(calm: Path, tmp_path: Path
         assert path.read_bytes() == (calm / "artifacts" / path.parent.name / path.name).read_bytes()
 
 
-@pytest.mark.full
 def test_a_killed_replica_gives_its_shard_back(calm: Path, tmp_path: Path) -> None:
     for step in ("prompts_test", "prompts_train"):
         assert finish(*small_run(tmp_path), "--only", step)[0] == 0

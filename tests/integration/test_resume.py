@@ -10,6 +10,7 @@ import pytest
 
 from dasd_megatron.config.training import ParallelConfig
 from dasd_megatron.utils.errors import Stopped
+from tests.helpers.marks import mostly_full
 from tests.helpers.training_runs import Runs, check_close, wait_until
 
 LAYOUTS = {
@@ -40,12 +41,12 @@ def check_resume(runs: Runs, name: str, first: ParallelConfig, second: ParallelC
     check_close(lines, runs.undisturbed().log(), loss=1e-5, grad_norm=1e-4)
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", mostly_full(LAYOUTS, ("tp2-to-tp1",)))
 def test_resume_in_another_layout(dense: Runs, name: str) -> None:
     check_resume(dense, name, *LAYOUTS[name])
 
 
-@pytest.mark.parametrize("name", EXPERT_LAYOUTS)
+@pytest.mark.parametrize("name", mostly_full(EXPERT_LAYOUTS, ()))
 def test_resume_experts_in_another_layout(experts: Runs, name: str) -> None:
     check_resume(experts, name, *EXPERT_LAYOUTS[name])
 
@@ -76,6 +77,7 @@ def test_a_damaged_checkpoint_is_skipped(dense: Runs) -> None:
     assert once.folders() == ["checkpoint"]
 
 
+@pytest.mark.full
 def test_a_checkpoint_under_another_name_is_not_taken_up(dense: Runs) -> None:
     run = dense.run("renamed", ParallelConfig(), {"SLOW_STEPS": "0.1"}, save_every=4)
     process = run.start()
@@ -95,6 +97,7 @@ def test_a_stage_killed_before_its_mark_is_not_trained_again(dense: Runs) -> Non
     assert {path: path.stat().st_mtime_ns for path in (run.output / "checkpoint").iterdir()} == files
 
 
+@pytest.mark.full
 def test_state_of_a_whole_optimizer_is_not_taken_for_that_of_a_distributed_one(dense: Runs) -> None:
     run = dense.run("optimizers", ParallelConfig(data=2), {"SLOW_STEPS": "0.1"}, save_every=5)
     process = run.start()

@@ -21,27 +21,29 @@ from dasd_megatron.config.training import ParallelConfig
 from dasd_megatron.models.hf_model import HFModel
 from dasd_megatron.utils.errors import UserError
 from tests.conftest import ROOT, TOY
+from tests.helpers.marks import mostly_full
 from tests.helpers.tiny_models import FAMILIES, tiny_model
 
-LAYOUTS = [
-    ("qwen3", ParallelConfig()),
-    ("qwen3", ParallelConfig(tensor=2)),
-    ("qwen3", ParallelConfig(pipeline=2)),
-    ("qwen3", ParallelConfig(tensor=2, pipeline=2)),
-    ("qwen3_moe", ParallelConfig(tensor=2, pipeline=2)),
-    ("qwen3_moe", ParallelConfig(expert=2, data=2)),
-    ("qwen2", ParallelConfig(tensor=2)),
-    ("llama", ParallelConfig(tensor=2, pipeline=2)),
-    ("gpt_oss", ParallelConfig()),
-    ("gpt_oss", ParallelConfig(tensor=2, pipeline=2)),
-    ("gpt_oss", ParallelConfig(expert=2, data=2)),
-]
+LAYOUTS = {
+    "qwen3-one": ("qwen3", ParallelConfig()),
+    "qwen3-tp2": ("qwen3", ParallelConfig(tensor=2)),
+    "qwen3-pp2": ("qwen3", ParallelConfig(pipeline=2)),
+    "qwen3-tp2xpp2": ("qwen3", ParallelConfig(tensor=2, pipeline=2)),
+    "qwen3_moe-tp2xpp2": ("qwen3_moe", ParallelConfig(tensor=2, pipeline=2)),
+    "qwen3_moe-ep2": ("qwen3_moe", ParallelConfig(expert=2, data=2)),
+    "qwen2-tp2": ("qwen2", ParallelConfig(tensor=2)),
+    "llama-tp2xpp2": ("llama", ParallelConfig(tensor=2, pipeline=2)),
+    "gpt_oss-one": ("gpt_oss", ParallelConfig()),
+    "gpt_oss-tp2xpp2": ("gpt_oss", ParallelConfig(tensor=2, pipeline=2)),
+    "gpt_oss-ep2": ("gpt_oss", ParallelConfig(expert=2, data=2)),
+}
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize(("family", "parallel"), LAYOUTS, ids=str)
-def test_same_logits_in_every_layout(family: str, parallel: ParallelConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", mostly_full(LAYOUTS, ("qwen3-one", "gpt_oss-one", "qwen3_moe-ep2", "llama-tp2xpp2")))
+def test_same_logits_in_every_layout(name: str, tmp_path: Path) -> None:
     """In fp32, at positions beyond 8K, within 1e-5: absolutely, and of the largest logit."""
+    family, parallel = LAYOUTS[name]
     hf = tiny_model(tmp_path / "hf", family, tied=family == "qwen3")
     import_hf(hf, tmp_path / "megatron")
     card = verify(hf, tmp_path / "megatron", parallel)

@@ -4,31 +4,26 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import shlex
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from markdown_it import MarkdownIt
-from markdown_it.token import Token
 
 from dasd_megatron.cli.main import COMMANDS, main
 from dasd_megatron.config.load import load_recipe
 from dasd_megatron.pipeline.graph import build_steps
 from tests.conftest import ROOT
+from tests.helpers.documentation import DOCS, PAGES, Command, command_lines, name_of, tokens
 
-DOCS = ROOT / "docs"
 if not DOCS.is_dir():
     pytest.skip("the documentation isn't here", allow_module_level=True)
 
 GUIDE = ROOT / "CONTRIBUTING.md"
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.glob("*.md"))]
 # Folders of the repository: an argument or a path that begins with one of them must exist.
 FOLDERS = ("benchmarks", "conversion", "dasd_megatron", "docker", "docs", "examples", "tests", "tools")
 
@@ -36,19 +31,6 @@ FOLDERS = ("benchmarks", "conversion", "dasd_megatron", "docker", "docs", "examp
 def of_repository(text: str) -> bool:
     """Whether a text is the path of a file of the repository; capitals stand for a name that the reader gives."""
     return bool(re.fullmatch(rf"({'|'.join(FOLDERS)})/[\w./-]*", text)) and not re.search(r"\b[A-Z]{2,}\b", text)
-
-
-def name_of(path: Path) -> str:
-    return str(path.relative_to(ROOT))
-
-
-@cache
-def tokens(path: Path) -> list[Token]:
-    """All tokens of a page, those inside a line after the line's."""
-    found: list[Token] = []
-    for token in MarkdownIt("commonmark").enable("table").parse(path.read_text(encoding="utf-8")):
-        found += [token, *(token.children or [])]
-    return found
 
 
 @cache
@@ -121,34 +103,6 @@ def test_pages_of_settings_are_generated(page: str, options: list[str], capsys: 
     assert (DOCS / page).read_text(encoding="utf-8") == generated, (
         f"to write it again: dasd {' '.join(command)} > docs/{page}"
     )
-
-
-@dataclass(frozen=True)
-class Command:
-    """A command line of a page."""
-
-    page: Path
-    words: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return f"{name_of(self.page)}: {' '.join(self.words)}"
-
-
-def command_lines(path: Path) -> Iterator[Command]:
-    """Of the page's blocks of shell: what they run of this repository, without comments and variables before it."""
-    for token in tokens(path):
-        if token.type == "fence" and token.info.strip() in ("sh", "bash", "shell"):
-            for line in token.content.replace("\\\n", " ").splitlines():
-                try:
-                    words = shlex.split(line, comments=True)
-                except ValueError:  # a part of a longer construct
-                    continue
-                while words and re.fullmatch(r"\w+=.*", words[0]):
-                    del words[0]
-                if "|" in words or ">" in words:
-                    words = words[: min(words.index(mark) for mark in ("|", ">") if mark in words)]
-                if words[:1] in (["dasd"], ["make"], ["python"]):
-                    yield Command(path, tuple(words))
 
 
 COMMAND_LINES = [command for path in PAGES for command in command_lines(path)]

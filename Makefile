@@ -9,7 +9,8 @@ BIN := $(VENV)/bin
 RECIPE ?= examples/toy/recipe.yaml
 # key=value overrides of the recipe, for example: make demo SET="seed=2 run_dir=runs/toy-2"
 SET ?=
-# Two processes; tests of one module stay together (tests/conftest.py).
+# Two processes; tests of one module stay together (tests/conftest.py). pytest 9.2 makes pytest-xdist 3.8 forget the groups:
+# https://github.com/pytest-dev/pytest-xdist/issues/1386
 PYTEST := $(BIN)/pytest -n 2 --dist loadgroup
 
 .PHONY: setup demo lint docs test test-all test-rest test-unit clean

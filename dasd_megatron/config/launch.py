@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from dasd_megatron.config.base import Config, NonNegative, Overrides, Positive, TimeLimit, overrides_of
 
-# Which part of the launch section a step kind's jobs go by.
+# The part of the launch section that a step kind's jobs take their resources from.
 NodeGroup = Literal["training", "sampling", "data"]
 
 

@@ -1,7 +1,7 @@
 """Step `pack`: documents (prompt and response in the student's tokens) packed to the context length.
 
 A pack keeps its documents' lengths, so that training isolates them from one another; loss falls on responses alone, end of
-turn included. Masks go by position, never by token id: a pad token that equals the end of turn would unteach stopping.
+turn included. Masks depend on position, never on token id: a pad token that equals the end of turn would unteach stopping.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""From a recipe to the graph of its steps, and the registry of step kinds."""
+"""From a recipe to the graph of its steps; every name in it checked against the registries."""

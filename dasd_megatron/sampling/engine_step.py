@@ -55,7 +55,7 @@ class EngineStepKind(ShardedStepKind[E]):
         return Replicas(config.replicas, config.engine.tensor_parallel)
 
     def hours(self, config: E, inputs: InputEstimates, gpu: GpuName, processes: int) -> float:
-        """Forward passes, which go by FLOPs, and then decoding, which goes by memory bandwidth (decoding_speed.py), shared out
+        """Forward passes, limited by FLOP/s, and then decoding, limited by memory bandwidth (decoding_speed.py), shared out
         among the engines that get a shard."""
         expected, shards = inputs.expected, inputs.own_shards()
         folder = inputs.model_folder("model")

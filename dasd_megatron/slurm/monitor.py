@@ -131,7 +131,7 @@ class Watch:
 
 
 def explanation(job: SlurmJob, group: str) -> str:
-    """Why a job ended, and what to do. `group`: the part of the launch section that its step goes by."""
+    """Why a job ended, and what to do. `group`: the part of the launch section that its resources come from."""
     launch = f"launch.{group}"
     match job.state:
         case "TIMEOUT":

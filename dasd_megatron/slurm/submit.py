@@ -98,7 +98,7 @@ def with_absolute_paths(recipe: Recipe, cluster: ClusterConfig) -> Recipe:
 
     run_dir = absolute("run_dir", recipe.run_dir)
     if run_dir is not None and cluster.tunnel is None:
-        run_dir = run_dir.resolve()  # jobs go by its name, however it is reached
+        run_dir = run_dir.resolve()  # jobs are named after it, by whatever path it is reached
 
     def section(name: str, key: str) -> object:
         return getattr(recipe, name).model_copy(

@@ -76,7 +76,7 @@ class StepKind(ABC, Generic[C]):
 
     # As registered in steps/registry.py.
     name: ClassVar[str]
-    # Which part of a recipe's launch section its jobs go by.
+    # The part of a recipe's launch section that its jobs take their resources from.
     node_group: ClassVar[NodeGroup] = "data"
 
     @abstractmethod

@@ -17,6 +17,7 @@ PACKAGES = ("dasd_megatron", "conversion")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 if not FILES:
     pytest.skip("the sources aren't here", allow_module_level=True)
+PROSE = sorted(path for pattern in ("*.md", "docs/*.md", "examples/**/*.yaml") for path in ROOT.glob(pattern))
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 # What is a config, by its name in the code. Configs are typed; mappings are for what is loaded, hashed or written.
 CONFIGS = {
@@ -110,8 +111,8 @@ def test_no_module_is_named_like_one_of_the_standard_librarys() -> None:
     assert [str(path) for path in FILES if path.stem in sys.stdlib_module_names and path.stem != "__init__"] == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_docstrings_say_something_in_the_fields_words(path: Path) -> None:
+@pytest.mark.parametrize("path", [*FILES, *PROSE], ids=lambda path: str(path.relative_to(ROOT)))
+def test_texts_are_in_the_fields_words(path: Path) -> None:
     text = path.read_text()
     assert not re.search(r'"""See [\w ,]+\."""', text)
     assert WORDS.findall(text) == []

@@ -103,7 +103,7 @@ def test_micro_batches_of_a_step_are_equally_long() -> None:
 
 
 def test_padding_that_equals_the_end_of_turn_is_still_learned() -> None:
-    """Masks go by position: a document that ends in the pad id is trained to end so."""
+    """Masks depend on position: a document that ends in the pad id is trained to end so."""
     pack = Pack(np.array([5, 0], np.int32), np.array([False, True]), [2])
     assert make_micro_batches([pack], Alignment(1, 4))[0].loss_mask[0].tolist() == [1, 0, 0, 0]
 

@@ -13,9 +13,7 @@ from collections.abc import Sequence
 
 from dasd_megatron.cli.step_command import step_command
 
-KINDS = ("evaluate", "report")
-
 
 def main(prog: str, arguments: Sequence[str]) -> int:
     """Entry point; returns the exit code."""
-    return step_command(prog, arguments, __doc__, KINDS)
+    return step_command(prog, arguments, __doc__, "evaluate")

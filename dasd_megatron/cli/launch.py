@@ -5,8 +5,8 @@ examples:
   {prog} examples/toy/recipe.yaml --dry-run
   {prog} examples/toy/recipe.yaml seed=2 run_dir=runs/toy-2
   {prog} examples/toy/recipe.yaml --only filter_low_temperature
-  {prog} examples/dasd_4b/recipe.yaml --executor slurm --cluster examples/cluster.yaml --dry-run
-  {prog} examples/dasd_4b/recipe.yaml --executor slurm --cluster examples/cluster.yaml
+  {prog} examples/toy/recipe.yaml --executor slurm --cluster examples/cluster.yaml --dry-run
+  {prog} my.yaml --executor slurm --cluster cluster.yaml
 """
 
 from __future__ import annotations
@@ -71,16 +71,17 @@ def run_here(path: Path, overrides: Sequence[str], dry_run: bool = False, only: 
 
     recipe = load_recipe(path, overrides)
     steps = build_steps(recipe)
+    chosen = [find_step(steps, name, path) for name in only]
     if dry_run:
         from dasd_megatron.cli.print_steps import print_steps
 
-        print_steps(steps)
+        print_steps(chosen or list(steps.values()))
         return 0
     from dasd_megatron.report.summary_table import print_summary
     from dasd_megatron.runtime.local_runner import run_all, run_one
 
-    if only:
-        for step in [find_step(steps, name, path) for name in only]:
+    if chosen:
+        for step in chosen:
             run_one(step, path, overrides)
     else:
         run_all(recipe, path, overrides, steps)

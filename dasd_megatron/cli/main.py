@@ -10,16 +10,16 @@ from collections.abc import Sequence
 
 from dasd_megatron import __version__
 
-# Name -> module with `main(prog, arguments)`, and what it does in a line.
+# Name, also of the module here with `main(prog, arguments)` -> what it does in a line.
 COMMANDS = {
-    "launch": ("launch", "run a recipe, on this machine or on a Slurm cluster; or print what it would do and cost"),
-    "train": ("train", "run one training stage, or estimate its memory and hours"),
-    "convert": ("convert", "convert checkpoints between Hugging Face and Megatron, and prove it"),
-    "generate": ("generate", "run one step that reads prompts or samples responses"),
-    "score": ("score", "run one step that scores responses under the student"),
-    "curate": ("curate", "run one step that filters, selects or packs responses"),
-    "evaluate": ("evaluate", "run one step that measures a model, or writes the report"),
-    "settings": ("settings", "print every setting of a recipe with its default and its meaning"),
+    "launch": "run a recipe, on this machine or on a Slurm cluster; or print what it would do and cost",
+    "train": "run one training stage, or estimate its memory and hours",
+    "convert": "convert checkpoints between Hugging Face and Megatron, and prove it",
+    "generate": "run one step that reads prompts or samples responses",
+    "score": "run one step that scores responses under the student",
+    "curate": "run one step that filters, selects or packs responses",
+    "evaluate": "run one step that measures a model, or writes the report",
+    "settings": "print every setting of a recipe with its default and its meaning",
 }
 
 
@@ -31,14 +31,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Distribution-aligned sequence distillation of reasoning models on Megatron-Core.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="commands:\n"
-        + "\n".join(f"  {name:{width}}  {help}" for name, (_, help) in COMMANDS.items())
+        + "\n".join(f"  {name:{width}}  {help}" for name, help in COMMANDS.items())
         + "\n\ndasd COMMAND --help says more.",
     )
     parser.add_argument("--version", action="version", version=f"dasd-megatron {__version__}")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="its arguments")
     args = parser.parse_args(arguments)
-    module = importlib.import_module(f"dasd_megatron.cli.{COMMANDS[args.command][0]}")
+    module = importlib.import_module(f"dasd_megatron.cli.{args.command}")
     try:
         code: int = module.main(f"dasd {args.command}", args.arguments)
         sys.stdout.flush()

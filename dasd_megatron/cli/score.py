@@ -1,4 +1,4 @@
-"""Runs one step that scores the teacher"s responses under the student.
+"""Runs one step that scores the teacher's responses under the student.
 
 Its inputs must be done; `dasd launch RECIPE --dry-run` lists the steps.
 
@@ -12,9 +12,7 @@ from collections.abc import Sequence
 
 from dasd_megatron.cli.step_command import step_command
 
-KINDS = ("score",)
-
 
 def main(prog: str, arguments: Sequence[str]) -> int:
     """Entry point; returns the exit code."""
-    return step_command(prog, arguments, __doc__, KINDS)
+    return step_command(prog, arguments, __doc__, "score")

@@ -10,6 +10,7 @@ examples:
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
 from collections.abc import Sequence
 
@@ -27,12 +28,14 @@ def main(prog: str, arguments: Sequence[str]) -> int:
         description=(__doc__ or "").format(prog=prog),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("section", nargs="?", default="", help="only settings whose key begins with this")
+    parser.add_argument("section", nargs="?", default="", help="only this section or setting, such as training.fp8")
     parser.add_argument("--cluster", action="store_true", help="of a cluster file in place of a recipe")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_true", help="as a page of the documentation")
     form.add_argument("--schema", action="store_true", help="as a JSON schema, for completion and checks in editors")
     args = parser.parse_args(arguments)
+    if args.section and (args.markdown or args.schema):
+        parser.error("--markdown and --schema print all settings: leave out the section")
     from dasd_megatron.config import reference
     from dasd_megatron.config.recipe import Recipe
     from dasd_megatron.slurm.cluster_config import ClusterConfig
@@ -46,7 +49,9 @@ def main(prog: str, arguments: Sequence[str]) -> int:
     else:
         text = reference.as_text(config, args.section)
     if not text:
-        print(f"error: no setting begins with {args.section!r}", file=sys.stderr)
+        near = difflib.get_close_matches(args.section, reference.keys(config), n=1, cutoff=0.5)
+        nearest = f"; the nearest is {near[0]!r}" if near else ""
+        print(f"error: no setting or section is called {args.section!r}{nearest}", file=sys.stderr)
         return 2
     print(text)
     return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
@@ -16,6 +16,14 @@ from dasd_megatron.utils.errors import UserError
 from dasd_megatron.utils.registry import load_plugins
 
 S = TypeVar("S", bound=Config)
+# In place of pydantic's own words, by its type of error.
+WORDING = {
+    "model_type": "give a mapping of keys",
+    "model_attributes_type": "give a mapping of keys",
+    "dict_type": "give a mapping of keys",
+    "list_type": "give a list",
+    "string_pattern_mismatch": "only lower-case letters, digits and _, a letter first",
+}
 
 
 class _Loader(yaml.CSafeLoader):
@@ -54,10 +62,15 @@ def load_section(path: Path, kind: type[S], hint: str, overrides: Sequence[str] 
     content = _read(path, hint)
     for override in overrides:
         _apply(content, override)
+    return validate(str(path), content, kind)
+
+
+def validate(where: str, content: Mapping[str, Any], kind: type[S]) -> S:
+    """`content` as `kind`. Raises UserError with a line for each mistake, after `where`, a file or a key."""
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        raise UserError(_message(path, error, kind)) from None
+        raise UserError(_message(where, error, kind)) from None
 
 
 def _read(path: Path, hint: str) -> dict[str, Any]:
@@ -104,7 +117,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
         raise UserError(f"override {override!r}: {key} is not in the recipe") from None
 
 
-def _message(path: Path, error: ValidationError, model: type[Config]) -> str:
+def _message(where: str, error: ValidationError, model: type[Config]) -> str:
     lines = []
     for item in error.errors():
         parts, section = _walk(item["loc"], model)
@@ -119,10 +132,11 @@ def _message(path: Path, error: ValidationError, model: type[Config]) -> str:
             lines.append(f"{key}.kind: must be {kinds}, not {item['ctx'].get('tag', 'left out')}")
         else:
             reason = item["msg"].removeprefix("Value error, ")
+            reason = WORDING.get(item["type"], reason)
             given = item["input"]
-            shown = "" if isinstance(given, (dict, BaseModel)) else f", not {given!r}"
+            shown = "" if isinstance(given, (dict, BaseModel)) else f", not {'null' if given is None else repr(given)}"
             lines.append(f"{key}: {reason}{shown}" if key else reason)
-    return "\n".join(f"{path}: {line}" for line in lines)
+    return "\n".join(f"{where}: {line}" for line in lines)
 
 
 def _walk(location: Sequence[int | str], model: type[Config]) -> tuple[list[str], type[Config] | None]:

@@ -42,8 +42,8 @@ class Recipe(Config):
     """Of sampling, selection, packing and the order of the data."""
 
     plugins: list[str] = []
-    """Python modules of your own that register step kinds, engines, filters, scores, graders or model families; each process
-    of the run imports them first."""
+    """Python modules of your own that register engines, filters, scores, graders, model families or step kinds; each process
+    of the run imports them first. Steps of registered kinds are run from Python; a recipe implies the product's own."""
 
     teacher: ModelConfig
     """The model to learn from: anything that the engine runs."""

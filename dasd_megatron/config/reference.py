@@ -47,6 +47,11 @@ def sections(config: type[Config], key: str = "") -> Iterator[Section]:
         yield from sections(member, path)
 
 
+def keys(config: type[Config]) -> list[str]:
+    """Of all sections and settings."""
+    return [key for section in sections(config) for key in (section.key, *(s.key for s in section.settings)) if key]
+
+
 def as_text(config: type[Config], prefix: str = "") -> str:
     """Every setting whose key begins with `prefix`, with its default and meaning."""
     lines = []

@@ -69,6 +69,7 @@ class FilterStep(ShardedStepKind[FilterConfig]):
     ones and one of dropped ones."""
 
     name = "filter"
+    command = "curate"
 
     def shard_count(self, context: StepContext[FilterConfig]) -> int:
         """As many as of responses."""

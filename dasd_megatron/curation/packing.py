@@ -49,6 +49,7 @@ class PackStep(StepKind[PackStepConfig]):
     """Reads `responses` and, in a mixed-policy stage, `off_policy` rows of the stage before."""
 
     name = "pack"
+    command = "curate"
 
     def run(self, context: StepContext[PackStepConfig]) -> dict[str, Any]:
         """Writes the table `packs`."""

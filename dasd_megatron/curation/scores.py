@@ -1,6 +1,6 @@
 """Selection scores: how much a response has of what the teacher finds likely and the student does not.
 
-Adding one: a function, and a line in SCORES (or a plugin that registers it).
+Adding one: a function, and a line in BUILTIN (or a plugin that registers it).
 """
 
 from __future__ import annotations

@@ -61,6 +61,7 @@ class SelectStep(StepKind[SelectStepConfig]):
     memory at a time."""
 
     name = "select"
+    command = "curate"
 
     def run(self, context: StepContext[SelectStepConfig]) -> dict[str, Any]:
         """Writes the tables `responses`, `candidates` and `sentences`."""

@@ -61,6 +61,7 @@ class EvaluateStep(EngineStepKind[EvaluateConfig]):
     """
 
     name = "evaluate"
+    command = "evaluate"
     table = "answers"
 
     def shard_count(self, context: StepContext[EvaluateConfig]) -> int:

@@ -128,7 +128,7 @@ class _GraphBuilder:
     def _prompts(self, name: str, key: str, source: PromptSource, others: Mapping[str, Source]) -> Step:
         if not self.remote and source.path is not None and not source.path.is_file():
             raise UserError(f"{key}.path: {source.path}: no such file")
-        external = ExternalInput(source.path, f"{source.dataset}/{source.split}")
+        external = ExternalInput(source.path, str(source.path or f"{source.dataset}/{source.split}"))
         config = PromptsStepConfig(threads=self.recipe.launch.threads, source=source, needs_answer=not others)
         return self.add(name, "prompts", config, {"source": external, **others})
 

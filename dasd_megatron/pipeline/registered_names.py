@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dasd_megatron.config.recipe import Recipe
-from dasd_megatron.curation.filters.registry import FILTERS
+from dasd_megatron.curation.filters.registry import additional_filters
 from dasd_megatron.curation.scores import SCORES
 from dasd_megatron.grading.registry import GRADERS
 from dasd_megatron.sampling.engines.registry import ENGINES
@@ -13,12 +13,12 @@ from dasd_megatron.utils.registry import Registry
 
 
 def check_named_parts(recipe: Recipe) -> None:
-    """Raises UserError for an engine, score, grader or filter that isn't registered."""
+    """Raises UserError for an engine, score, grader or filter that isn't registered, and for wrong options of a filter."""
     named: list[tuple[Registry[Any], str, str]] = [
         (ENGINES, recipe.engine.name, "engine.name"),
         (SCORES, recipe.selection.score, "selection.score"),
         (GRADERS, recipe.evaluation.grader, "evaluation.grader"),
-        *((FILTERS, name, "filters.additional") for name in recipe.filters.additional),
     ]
     for registry, name, where in named:
         registry.check(name, where)
+    additional_filters(recipe.filters.additional)

@@ -68,7 +68,7 @@ class Estimates:
 
 
 class StepEstimates:
-    """One step's inputs (implements steps.amounts.InputEstimates)."""
+    """One step's inputs (implements steps.cost_estimate.InputEstimates)."""
 
     def __init__(self, estimates: Estimates, step: Step) -> None:
         self._estimates, self._step = estimates, step

@@ -15,7 +15,7 @@ from dasd_megatron.models.shape import ModelShape
 
 Backend = Literal["cpu", "gpu"]
 
-# Logits of one chunk of the fused loss, see training/loss.py; two chunks live while one follows the other.
+# Logits of one chunk of the fused loss, see training/fused_loss.py; two chunks live while one follows the other.
 LOGITS_BYTES = 2 * 4 * (32 << 20)
 
 

@@ -32,6 +32,7 @@ class ReportStep(StepKind[ReportConfig]):
     """Reads every step of the run."""
 
     name = "report"
+    command = "evaluate"
 
     def run(self, context: StepContext[ReportConfig]) -> dict[str, Any]:
         """Writes both files into the artifact."""

@@ -44,6 +44,7 @@ class PromptsStep(StepKind[PromptsStepConfig]):
     """
 
     name = "prompts"
+    command = "generate"
 
     def run(self, context: StepContext[PromptsStepConfig]) -> dict[str, Any]:
         """Writes the tables `prompts` and `dropped`."""

@@ -37,6 +37,7 @@ class SampleStep(EngineStepKind[SampleConfig]):
     """Reads `prompts`, and runs `model`; a shard is `prompts_per_shard` prompts."""
 
     name = "sample"
+    command = "generate"
 
     def shard_count(self, context: StepContext[SampleConfig]) -> int:
         """Shards of the prompts that are asked."""

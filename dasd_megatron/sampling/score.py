@@ -23,6 +23,7 @@ class ScoreStep(EngineStepKind[ScoreConfig]):
     """Reads filtered `responses`, and runs `model`; each shard gives one with the column `student_logprobs` added."""
 
     name = "score"
+    command = "score"
 
     def shard_count(self, context: StepContext[ScoreConfig]) -> int:
         """As many as of responses."""

@@ -36,6 +36,7 @@ class RolloutStep(EngineStepKind[RolloutConfig]):
     """Reads `responses` of the stage before, and runs `model`, the student; a shard is `prompts_per_shard` prompts."""
 
     name = "rollout"
+    command = "generate"
 
     def shard_count(self, context: StepContext[RolloutConfig]) -> int:
         """Shards of the prompts that are asked."""

@@ -48,6 +48,7 @@ class ContinueStep(EngineStepKind[ContinueConfig]):
     continuations and one of answers left as they were."""
 
     name = "continue"
+    command = "generate"
 
     def shard_count(self, context: StepContext[ContinueConfig]) -> int:
         """As many as of answers."""

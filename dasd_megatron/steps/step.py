@@ -76,6 +76,8 @@ class StepKind(ABC, Generic[C]):
 
     # As registered in steps/registry.py.
     name: ClassVar[str]
+    # The subcommand of `dasd` that runs a single step of this kind; none: `dasd launch --only` does.
+    command: ClassVar[str | None] = None
     # The part of a recipe's launch section that its jobs take their resources from.
     node_group: ClassVar[NodeGroup] = "data"
 

@@ -1,4 +1,4 @@
-"""Step `train`: what it needs and what it costs. How it trains is in train.py, which a dry run doesn't load."""
+"""Step `train`: what it needs and what it costs. How it trains is in stage.py, which a dry run doesn't load."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Generic, TypeVar, cast
 
@@ -59,12 +60,23 @@ class Registry(Generic[T]):
 
 
 def load_plugins(modules: list[str], where: str) -> None:
-    """Imports the modules that a recipe lists under `plugins`. Raises UserError naming the one that can't be imported."""
+    """Imports the modules that a recipe lists under `plugins`. Raises UserError for one that can't be: why, and where."""
     for name in modules:
         try:
             importlib.import_module(name)
-        except ImportError as error:
-            raise UserError(
-                f"{where}: plugins: {name!r} can't be imported: {error}; install it, or put its folder on PYTHONPATH (on a "
-                "cluster: under `environment` of the cluster file)"
-            ) from None
+        except Exception as error:  # a plugin can raise anything
+            raise UserError(f"{where}: plugins: {name!r} can't be imported: {_reason(name, error)}") from None
+
+
+def _reason(plugin: str, error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError) and f"{plugin}.".startswith(f"{error.name}."):
+        remedy = "install it, or put its folder on PYTHONPATH (on a cluster: under `environment` of the cluster file)"
+        return f"{error}; {remedy}"
+    # The last place outside of Python's import machinery and of this file: in the plugin, or in what it calls.
+    places = [
+        f"{frame.filename}:{frame.lineno}"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith("<frozen ") and frame.filename not in (__file__, importlib.__file__)
+    ]
+    text = f"{type(error).__name__}: {error}"
+    return f"{text} ({places[-1]})" if places else text

@@ -18,7 +18,7 @@ from dasd_megatron.config.models import ModelConfig
 from dasd_megatron.config.recipe import Recipe
 from dasd_megatron.curation import packing
 from dasd_megatron.curation.filtering import FILTERED, FilterConfig, FilterStep, ResponseFilter
-from dasd_megatron.curation.filters.filter import FilterSetup, StudentView
+from dasd_megatron.curation.filters.filter import FilterSetup, NoOptions, StudentView
 from dasd_megatron.curation.filters.repetition import (
     RepeatedNgramsFilter,
     RepeatedParagraphsFilter,
@@ -87,7 +87,7 @@ def test_repetition_reasons(student_tokenizer: ChatTokenizer, text: str, tokens:
     setup = FilterSetup(FiltersConfig(), student_tokenizer, SentenceSplitter(DEFAULT_END), max_document_tokens=10_000)
     view = StudentView({}, text, [], tokens)
     rules = [RepeatedNgramsFilter, RepeatedSentencesFilter, RepeatedParagraphsFilter]
-    assert next((found for rule in rules if (found := rule(setup, {}).reason(view))), None) == reason
+    assert next((found for rule in rules if (found := rule(setup, NoOptions()).reason(view))), None) == reason
 
 
 def response_row(teacher: ChatTokenizer, text: str, finish: str = "stop", **fields: Any) -> dict[str, Any]:

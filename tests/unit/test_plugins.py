@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -29,6 +28,7 @@ from collections import Counter
 
 import pyarrow as pa
 
+from dasd_megatron.config.base import Config, Positive
 from dasd_megatron.curation.filters.filter import Filter
 from dasd_megatron.curation.filters.registry import FILTERS
 from dasd_megatron.curation.scores import SCORES
@@ -37,19 +37,17 @@ from dasd_megatron.sampling.engines.registry import ENGINES
 from dasd_megatron.sampling.engines.transformers_engine import TransformersEngine
 from dasd_megatron.steps.registry import STEP_KINDS
 from dasd_megatron.steps.step import StepConfig, StepContext, StepKind
-from dasd_megatron.utils.errors import UserError
 
 
 @FILTERS.register("answer_too_long")
 class AnswerTooLong(Filter):
-    def __init__(self, setup, options):
-        super().__init__(setup, options)
-        if set(options) != {"max_chars"}:
-            raise UserError(f"filters.additional.answer_too_long: give max_chars, not {list(options)}")
-        self.max_chars = options["max_chars"]
+    class Options(Config):
+        max_chars: Positive
+
+    options_type = Options
 
     def reason(self, response):
-        return "answer_too_long" if len(response.text.rpartition("</think>")[2]) > self.max_chars else None
+        return "answer_too_long" if len(response.text.rpartition("</think>")[2]) > self.options.max_chars else None
 
 
 @SCORES.register("least_difference")
@@ -139,15 +137,54 @@ def test_filter(run: dict[str, Step]) -> None:
     assert reasons == set(filtered.manifest["dropped"])
 
 
-def test_filter_with_wrong_settings(run: dict[str, Step], make_context: Any) -> None:
-    recipe = load_recipe(
-        TOY / "recipe.yaml", ["plugins=[house_rules]", "filters.additional={answer_too_long: {max: 1}}"]
-    )
-    step = run["filter_low_temperature"]
-    config = step.config.model_copy(update={"filters": recipe.filters})
-    context = make_context(config, {name: step.input_path(name) for name in step.inputs})
-    with pytest.raises(UserError, match=r"filters\.additional\.answer_too_long: give max_chars, not \['max'\]"):
-        step.kind.run(context)
+@pytest.mark.parametrize(
+    ("additional", "message"),
+    [
+        (
+            "{answer_too_long: {max_char: 1}}",
+            "filters.additional.answer_too_long: unknown key 'max_char'; the nearest valid name is 'max_chars'",
+        ),
+        ("{answer_too_long: {}}", "filters.additional.answer_too_long: 'max_chars' is missing"),
+        ("{answer_too_long: {max_chars: x}}", "filters.additional.answer_too_long: max_chars: .*, not 'x'"),
+        ("{answer_too_lon: {}}", "filters.additional: no filter is called 'answer_too_lon'; the nearest is"),
+        ("{too_long: {}}", "filters.additional.too_long: it runs always, and once"),
+    ],
+)
+def test_options_of_filters_are_checked_before_anything_runs(
+    run: dict[str, Step], monkeypatch: pytest.MonkeyPatch, additional: str, message: str
+) -> None:
+    monkeypatch.chdir(ROOT)
+    recipe = load_recipe(TOY / "recipe.yaml", ["plugins=[house_rules]", f"filters.additional={additional}"])
+    with pytest.raises(UserError, match=message):
+        build_steps(recipe)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            None,
+            r"recipe.yaml: plugins: 'odd_\w+' can't be imported: No module named 'odd_\w+'; install it, or put its folder on",
+        ),
+        ("import not_there_at_all", r"ModuleNotFoundError: No module named 'not_there_at_all' \(.*odd_\w+\.py:1\)"),
+        ("1 / 0", r"'odd_\w+' can't be imported: ZeroDivisionError: division by zero \(.*odd_\w+\.py:1\)"),
+        ("def f(:", r"'odd_\w+' can't be imported: SyntaxError: .*odd_\w+\.py, line 1"),
+        (
+            "from dasd_megatron.grading.registry import GRADERS\nGRADERS.register('exact')(print)",
+            r"ValueError: grader 'exact' is registered already \(.*odd_\w+\.py:2\)",
+        ),
+    ],
+    ids=["absent", "lacks a package", "raises", "syntax", "taken name"],
+)
+def test_plugins_that_cannot_be_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None, message: str
+) -> None:
+    name = f"odd_{abs(hash(message))}"
+    monkeypatch.syspath_prepend(str(tmp_path))
+    if content is not None:
+        (tmp_path / f"{name}.py").write_text(content)
+    with pytest.raises(UserError, match=message):
+        load_recipe(TOY / "recipe.yaml", [f"plugins=[{name}]"])
 
 
 def test_score(run: dict[str, Step]) -> None:

@@ -62,7 +62,7 @@ def test_overrides_reach_nested_keys_and_lists() -> None:
         (["training.min_learning_rate=1.0"], "min_learning_rate is above learning_rate"),
         (["training.keep_every=150"], "keep_every=150 is no multiple of save_every=100"),
         (["prompts.train.dataset=x"], "give exactly one of path and dataset"),
-        (["stages.0.temperature=null"], "stages.0.temperature: Input should be a valid number, not None"),
+        (["stages.0.temperature=null"], "stages.0.temperature: Input should be a valid number, not null"),
         (["stages.0={name: a, kind: mixed_policy}"], "stages.0 (a): the first stage needs kind: sampled"),
         (["stages.0={name: a, temperature: 1}"], "stages.0.kind: must be sampled or mixed_policy, not left out"),
         (["stages.2.kind=onpolicy"], "stages.2.kind: must be sampled or mixed_policy, not onpolicy"),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+from dasd_megatron.config.base import Config
 from dasd_megatron.config.curation import FiltersConfig
 from dasd_megatron.curation.sentences import SentenceSplitter
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer
@@ -46,13 +47,20 @@ class StudentView:
     response_ids: Sequence[int]
 
 
+class NoOptions(Config):
+    """Of a filter that has no settings of its own."""
+
+
 class Filter(ABC):
     """Decides about one response at a time."""
 
-    def __init__(self, setup: FilterSetup, options: Mapping[str, Any]) -> None:
-        """`options`: of a filter that a recipe lists under `filters.additional`, its settings there. Raises UserError where
-        they make no sense."""
-        self.setup = setup
+    # Its settings under `filters.additional`, where a recipe lists it; they are checked before anything runs.
+    options_type: ClassVar[type[Config]] = NoOptions
+    options: Config
+
+    def __init__(self, setup: FilterSetup, options: Config) -> None:
+        """`options`: an instance of `options_type`."""
+        self.setup, self.options = setup, options
 
     @abstractmethod
     def reason(self, response: StudentView) -> str | None:

@@ -3,7 +3,13 @@
 
 from __future__ import annotations
 
-from dasd_megatron.curation.filters.filter import Filter, FilterSetup
+from collections.abc import Mapping
+from typing import Any
+
+from dasd_megatron.config.base import Config
+from dasd_megatron.config.load import validate
+from dasd_megatron.curation.filters.filter import Filter, FilterSetup, NoOptions
+from dasd_megatron.utils.errors import UserError
 from dasd_megatron.utils.registry import Registry
 
 BUILTIN = {
@@ -18,6 +24,22 @@ FILTERS: Registry[type[Filter]] = Registry("filter", BUILTIN)
 
 def build_filters(setup: FilterSetup) -> list[Filter]:
     """The product's own filters, then those that the recipe adds. Raises UserError for a name or setting that isn't known."""
-    own = [FILTERS.get(name)(setup, {}) for name in BUILTIN]
-    added = setup.limits.additional.items()
-    return [*own, *(FILTERS.get(name, "filters.additional")(setup, options) for name, options in added)]
+    own = [FILTERS.get(name)(setup, NoOptions()) for name in BUILTIN]
+    added = additional_filters(setup.limits.additional)
+    return [*own, *(kind(setup, options) for kind, options in added)]
+
+
+def additional_filters(additional: Mapping[str, Mapping[str, Any]]) -> list[tuple[type[Filter], Config]]:
+    """The filters that a recipe lists under `filters.additional`, each with its options.
+
+    Raises UserError for a name that isn't registered, one of the product's own, and options that the filter doesn't have.
+    """
+    found = []
+    for name, options in additional.items():
+        if name in BUILTIN:
+            raise UserError(
+                f"filters.additional.{name}: it runs always, and once; its limits are under `filters` (dasd settings filters)"
+            )
+        kind = FILTERS.get(name, "filters.additional")
+        found.append((kind, validate(f"filters.additional.{name}", options, kind.options_type)))
+    return found

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from dasd_megatron.config.base import Config
 from dasd_megatron.curation.filters.filter import Filter, FilterSetup, StudentView
 
 
 class SpecialTokenFilter(Filter):
     """A marker written out in a prompt or response (<|im_end|>, say) would become the real one in the student's tokens."""
 
-    def __init__(self, setup: FilterSetup, options: Mapping[str, Any]) -> None:
+    def __init__(self, setup: FilterSetup, options: Config) -> None:
         super().__init__(setup, options)
         self._in_every_prompt = self._special(setup.student.prompt_ids("0"))
 

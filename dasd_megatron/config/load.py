@@ -123,12 +123,11 @@ def _message(where: str, error: ValidationError, model: type[Config]) -> str:
         parts, section = _walk(item["loc"], model)
         key = ".".join(parts)
         if item["type"] == "extra_forbidden":
-            near = _nearest(parts, section, model)
-            lines.append(f"unknown key {key!r}" + (f"; the nearest valid name is {near!r}" if near else ""))
+            lines.append(f"unknown key {key!r}{_remedy(parts, item['loc'], section, model)}")
         elif item["type"] == "missing":
             lines.append(f"{key!r} is missing")
         elif item["type"].startswith("union_tag"):
-            kinds = " or ".join(_members(model, item["loc"]))
+            kinds = " or ".join(_kinds_at(item["loc"], model))
             lines.append(f"{key}.kind: must be {kinds}, not {item['ctx'].get('tag', 'left out')}")
         else:
             reason = item["msg"].removeprefix("Value error, ")
@@ -178,15 +177,27 @@ def _kinds(annotation: Any) -> dict[str, type[Config]]:
     return found
 
 
-def _members(model: type[Config], location: Sequence[int | str]) -> list[str]:
-    """The kinds that an item of the list at `location` may have."""
+def _kinds_at(location: Sequence[int | str], model: type[Config]) -> dict[str, type[Config]]:
+    """Kind -> section, of the kinds that an item of the list at `location` may have."""
     annotation: Any = model
     for part in location:
         if isinstance(part, int):
             annotation = get_args(annotation)[0]
         elif (section := section_of(annotation)) is not None:
             annotation = section.model_fields[part].rebuild_annotation()
-    return list(_kinds(annotation))
+    return _kinds(annotation)
+
+
+def _remedy(
+    parts: Sequence[str], location: Sequence[int | str], section: type[Config] | None, model: type[Config]
+) -> str:
+    """What to write in place of an unknown key, where that can be guessed."""
+    if len(location) >= 3 and isinstance(location[-3], int):  # an item of a list, taken for one of its kinds
+        others = [kind for kind, other in _kinds_at(location[:-2], model).items() if parts[-1] in other.model_fields]
+        if others:
+            return f": one of kind {location[-2]} has no {parts[-1]}, one of kind {others[0]} has"
+    near = _nearest(parts, section, model)
+    return f"; the nearest valid name is {near!r}" if near else ""
 
 
 def _nearest(parts: Sequence[str], section: type[Config] | None, model: type[Config]) -> str | None:
@@ -205,6 +216,6 @@ def _all_keys(model: type[Config], prefix: str = "") -> list[str]:
     for name, field in model.model_fields.items():
         keys.append(prefix + name)
         section = section_of(field.annotation)
-        if section:
+        if section and get_origin(field.annotation) is not list:
             keys += _all_keys(section, f"{prefix}{name}.")
     return keys

@@ -54,7 +54,7 @@ class MetricsLog:
         self._progress.update(
             line["step"],
             f"loss {line['loss']:.4f} grad_norm {line['grad_norm']:.3f} lr {line['lr']:.2e} "
-            f"{line['tokens_per_second']:,.0f} tokens/s {line['tflops_per_gpu']:.3g} TFLOP/s a GPU{mfu} "
+            f"{line['tokens_per_second']:,.0f} tokens/s {line['tflops_per_gpu']:.3g} TFLOP/s a rank{mfu} "
             f"{line['memory_gib']:.1f} GiB",
         )
 

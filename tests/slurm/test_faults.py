@@ -224,7 +224,7 @@ def test_a_time_limit_shorter_than_the_stage(run: StageRun, undisturbed: Path) -
     assert "PENDING again: it resumes where it was stopped" in run.said
 
 
-def test_a_stage_whose_saves_take_longer_than_its_lead(run: StageRun, undisturbed: Path) -> None:
+def test_a_stage_whose_saves_take_longer_than_its_grace_period(run: StageRun, undisturbed: Path) -> None:
     """What its log says of a save, known only since it runs, makes it stop before Slurm's signal."""
     run.overrides += ["launch.training.time='00:01:00'", "launch.grace_period_seconds=5"]
     run.submit()

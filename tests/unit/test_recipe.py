@@ -66,7 +66,10 @@ def test_overrides_reach_nested_keys_and_lists() -> None:
         (["stages.0={name: a, kind: mixed_policy}"], "stages.0 (a): the first stage needs kind: sampled"),
         (["stages.0={name: a, temperature: 1}"], "stages.0.kind: must be sampled or mixed_policy, not left out"),
         (["stages.2.kind=onpolicy"], "stages.2.kind: must be sampled or mixed_policy, not onpolicy"),
-        (["stages.2.prompts=5"], "unknown key 'stages.2.prompts'"),
+        (
+            ["stages.2.prompts=5"],
+            "unknown key 'stages.2.prompts': one of kind mixed_policy has no prompts, one of kind sampled has",
+        ),
         (["stages.1.training.min_learning_rate=1.0"], "stages.1.training: min_learning_rate is above learning_rate"),
         (["stages.1.name=low_temperature"], "stages need distinct names"),
         (["stages.2.training.lr=1"], "unknown key 'stages.2.training.lr'"),

@@ -163,7 +163,10 @@ def run(site: Site, calm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def check_done(run: StageRun, undisturbed: Path, starts: int | None = None) -> None:
-    """The launcher says so, the stage's numbers are the undisturbed one's, and the export waited for the stage's end."""
+    """The launcher says so, the stage's numbers are the undisturbed one's, and the export waited for the stage's end.
+
+    `starts` is how often its job began, where that doesn't depend on how busy the machine is.
+    """
     code, out, errors = run.end()
     assert code == 0, out[-3000:] + errors[-3000:]
     expected = StageRun(run.site, undisturbed, LONGER)
@@ -220,7 +223,7 @@ def test_a_time_limit_shorter_than_the_stage(run: StageRun, undisturbed: Path) -
     with slowed(run.until_it_trains()) as still:
         run.until(lambda: not still(), "end of the first job")
     assert 0 < len(run.losses()) < 60
-    check_done(run, undisturbed, starts=2)
+    check_done(run, undisturbed)
     assert "PENDING again: it resumes where it was stopped" in run.said
 
 
@@ -233,8 +236,9 @@ def test_a_stage_whose_saves_take_longer_than_its_grace_period(run: StageRun, un
             file.write('{"step": 10, "seconds": 20.0}\n')
         run.until(lambda: not still(), "end of the first job")
     assert 0 < len(run.losses()) < 60
-    check_done(run, undisturbed, starts=2)
+    check_done(run, undisturbed)
     ran = [int(seconds) for seconds in run.accounting(TRAIN, "ElapsedRaw")]
+    assert len(ran) >= 2
     assert max(ran) < 50, ran  # the limit less Slurm's lead
 
 

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import time
 
 import torch
 
 from dasd_megatron.config.training import ParallelConfig
 from dasd_megatron.megatron_model.process_groups import process_groups
+from dasd_megatron.training.device_stats import peak_resident_bytes
 from dasd_megatron.training.fused_loss import loss_sum
 
 
@@ -53,7 +53,7 @@ def _memory(on_gpu: bool) -> int:
     """Peak so far, in bytes."""
     if on_gpu:
         return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_resident_bytes()
 
 
 def _synchronized(start: float) -> float:

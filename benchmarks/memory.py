@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -33,6 +32,7 @@ def measure(name: str) -> dict[str, float]:
     from dasd_megatron.megatron_model.build_model import ModelOptions
     from dasd_megatron.megatron_model.process_groups import process_groups
     from dasd_megatron.planning.memory_estimate import rank_memory
+    from dasd_megatron.training.device_stats import peak_resident_bytes
     from dasd_megatron.training.trainer import Trainer
 
     fields, tokens = SIZES[name]
@@ -40,17 +40,13 @@ def measure(name: str) -> dict[str, float]:
     documents = [tokens // 2, tokens // 4, tokens // 8, tokens // 8]
     with tempfile.TemporaryDirectory() as folder, process_groups(ParallelConfig(), 0):
         hf = qwen3(Path(folder), **fields)
-        before = _peak()
+        before = peak_resident_bytes()
         trainer = Trainer(random_model(hf, ModelOptions(), tokens), hf, ParallelConfig(), training, MemoryConfig())
         for seed in range(2):
             trainer.step([random_pack(documents, fields["vocab_size"], seed)], lr=1e-5)
-        measured = _peak() - before
+        measured = peak_resident_bytes() - before
         estimate = rank_memory(hf.shape, ParallelConfig(), training, MemoryConfig(), tokens, "cpu")
     return {"measured": measured, "estimated": estimate.total, **vars(estimate)}
-
-
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main() -> None:

@@ -12,13 +12,14 @@ from pathlib import Path
 
 from dasd_megatron.config.recipe import Recipe
 from dasd_megatron.runtime.publish import publish
+from dasd_megatron.runtime.run_step import RUN_STEP
 from dasd_megatron.runtime.submission_record import SUBMISSION, Submission
 from dasd_megatron.steps.step import Ranks, Replicas, Step
 from dasd_megatron.utils.child_process import child_options, forward_signals
 from dasd_megatron.utils.errors import Stopped, UserError
 from dasd_megatron.utils.file_lock import lock
 
-RUN_STEP, TORCHRUN = "dasd_megatron.runtime.run_step", "dasd_megatron.runtime.torchrun"
+TORCHRUN = "dasd_megatron.runtime.torchrun"
 
 
 def run_all(recipe: Recipe, path: Path, overrides: Sequence[str], steps: Mapping[str, Step]) -> None:

@@ -27,7 +27,7 @@ from dasd_megatron.utils.file_lock import lock
 from dasd_megatron.utils.files import REFUSED, disk_error, write_atomically
 
 # This module, as it is started.
-MODULE = "dasd_megatron.runtime.run_step"
+RUN_STEP = "dasd_megatron.runtime.run_step"
 # Seconds to wait for a process that holds the step's lock and is just ending.
 PATIENCE = 10.0
 # In a step's folder: the attempt of a job that works on it.
@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stderr.flush()
             os._exit(0)  # all is on disk; taking an engine down in order costs seconds
         else:
-            command = ["-m", MODULE, str(args.recipe), args.step, *args.overrides]
+            command = ["-m", RUN_STEP, str(args.recipe), args.step, *args.overrides]
             run_step(step, command, args.attempt)
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":  # every rank raises it

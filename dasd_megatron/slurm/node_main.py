@@ -24,9 +24,10 @@ from typing import Never
 from dasd_megatron.config.load import load_recipe
 from dasd_megatron.config.recipe import Recipe
 from dasd_megatron.pipeline.graph import REPORT, build_steps, find_step
-from dasd_megatron.runtime.local_runner import RUN_STEP, TORCHRUN
+from dasd_megatron.runtime.local_runner import TORCHRUN
 from dasd_megatron.runtime.publish import publish
 from dasd_megatron.runtime.replicas import start_replicas
+from dasd_megatron.runtime.run_step import RUN_STEP
 from dasd_megatron.runtime.submission_record import SUBMISSION, Submission
 from dasd_megatron.slurm.grace_period import EarlyStop
 from dasd_megatron.slurm.job_script import ATTEMPTS, ENDS

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import sys
+from pathlib import Path
 
 import torch
 
@@ -13,11 +15,19 @@ from dasd_megatron.training.collectives import all_reduce_max
 
 def memory_gib() -> float:
     """Peak memory of the rank that needs most: on a GPU the allocator's, else the process's. Called on every rank."""
-    if torch.cuda.is_available():
-        peak = torch.cuda.max_memory_allocated()
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_resident_bytes()
     return all_reduce_max(peak)[0] / 2**30
+
+
+def peak_resident_bytes() -> int:
+    """Most memory that this process has had resident.
+
+    Linux's `ru_maxrss` comes second: a process that subprocess starts by vfork begins with its parent's peak there.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file() and (kib := re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE)):
+        return int(kib[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def peak_flops(fp8: bool) -> float | None:

@@ -224,6 +224,7 @@ def test_a_time_limit_shorter_than_the_stage(run: StageRun, undisturbed: Path) -
         run.until(lambda: not still(), "end of the first job")
     assert 0 < len(run.losses()) < 60
     check_done(run, undisturbed)
+    assert len(run.accounting(TRAIN, "JobID")) >= 2
     assert "PENDING again: it resumes where it was stopped" in run.said
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, get_args
 
@@ -111,3 +113,11 @@ def test_hours() -> None:
     assert hours(989e12 * 3600 * 8 * 0.5, 8, "h100", fp8=False, mfu=0.5) == pytest.approx(1.0)
     assert hours(1979e12 * 3600, 1, "h100", fp8=True, mfu=1.0) == pytest.approx(1.0)
     assert hours(312e12 * 3600, 1, "a100", fp8=True, mfu=1.0) == pytest.approx(1.0)  # has no FP8
+
+
+def test_peak_memory_is_of_this_process_alone() -> None:
+    """Not of the one that started it, which may hold much more."""
+    held = bytearray(1 << 30)
+    program = "from dasd_megatron.training.device_stats import peak_resident_bytes as peak; print(peak())"
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert 0 < int(done.stdout) < len(held)

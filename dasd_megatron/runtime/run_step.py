@@ -30,6 +30,9 @@ from dasd_megatron.utils.files import REFUSED, disk_error, write_atomically
 RUN_STEP = "dasd_megatron.runtime.run_step"
 # Seconds to wait for a process that holds the step's lock and is just ending.
 PATIENCE = 10.0
+# Seconds that other ranks wait with an error. Mostly all have the same one: rank 0 says it, and its end ends them. A rank that
+# ended before would have torchrun end rank 0 unheard; one that is still there after them has an error of its own.
+RANK_0_FIRST = 10.0
 # In a step's folder: the attempt of a job that works on it.
 ATTEMPT = ".attempt"
 
@@ -127,8 +130,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command = ["-m", RUN_STEP, str(args.recipe), args.step, *args.overrides]
             run_step(step, command, args.attempt)
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":  # every rank raises it
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(RANK_0_FIRST)
+        print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
     except Stopped:
         return Stopped.EXIT_CODE

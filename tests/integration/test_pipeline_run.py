@@ -259,3 +259,23 @@ def test_step_tools_run_their_own_kind(tmp_path: Path, tool: str, option: str, g
         assert done.returncode == 0, done.stderr
     else:  # its packs aren't made
         check_refused(done.stderr, done.returncode, "isn't finished: run that first")
+
+
+@pytest.mark.parametrize("late", ["0", "1"])
+def test_an_error_of_every_rank_is_said_once(tmp_path: Path, late: str) -> None:
+    """Whichever rank comes to it first."""
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import os, time\ntime.sleep(3 * (os.environ.get('RANK') == '{late}'))\n"
+    )
+    command = [sys.executable, "tools/train.py", str(RECIPE), f"run_dir={tmp_path}/run", "--stage", "low_temperature"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    check_refused(done.stderr, done.returncode, "isn't finished: run that first")
+    assert done.stderr.count("isn't finished") == 1
+
+
+def test_an_error_of_one_rank_alone_is_said(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dasd_megatron.runtime.run_step", str(RECIPE), "train_low_temperature"]
+    environment = {**os.environ, "RANK": "1", "WORLD_SIZE": "2"}
+    done = subprocess.run([*command, f"run_dir={tmp_path}"], cwd=ROOT, capture_output=True, text=True, env=environment)
+    check_refused(done.stderr, done.returncode, "isn't finished: run that first")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from dasd_megatron.utils.errors import UserError
-from dasd_megatron.utils.file_lock import try_lock
 from dasd_megatron.utils.files import disk_error, sync
+from dasd_megatron.utils.lease import hold
 from dasd_megatron.utils.progress import amount
 
 
@@ -24,7 +23,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     locked, temporary = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("lock", "tmp"))
     made = [parent for parent in folder.absolute().parents if not parent.exists()]
     try:
-        with _lock(locked, folder):
+        with hold(locked, f"{folder}: another conversion is writing it", patience=0):
             _refuse_existing(folder)
             shutil.rmtree(temporary, ignore_errors=True)
             try:
@@ -35,7 +34,6 @@ def new_folder(folder: Path) -> Iterator[Path]:
                 sync(folder.parent)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
-                locked.unlink(missing_ok=True)
     except OSError as error:
         raise disk_error(folder, error) from error
     except UserError as error:
@@ -46,19 +44,6 @@ def new_folder(folder: Path) -> Iterator[Path]:
             with contextlib.suppress(OSError):  # somebody else has put something there
                 for parent in made:
                     parent.rmdir()
-
-
-@contextlib.contextmanager
-def _lock(path: Path, folder: Path) -> Iterator[None]:
-    """Holds the lock on `path`, which whoever held it before may have removed meanwhile."""
-    while True:
-        file = try_lock(path)
-        if file is None:
-            raise UserError(f"{folder}: another conversion is writing it")
-        with file:
-            if path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:
-                yield
-                return
 
 
 def check_free_space(folder: Path, needed: int) -> None:

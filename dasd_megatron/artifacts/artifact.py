@@ -116,6 +116,11 @@ class ArtifactWriter:
         except OSError as error:
             raise disk_error(path, error) from error
 
+    @property
+    def claims(self) -> Path:
+        """Folder of the leases on shards that processes are at work on."""
+        return self.path / ".claims"
+
     def clear_leftovers(self) -> None:
         """Removes what a killed process left half-written. Only for the one process that holds the step's lock."""
         for leftover in list(self.path.rglob(".*.tmp")):
@@ -140,8 +145,7 @@ class ArtifactWriter:
 
     def finish(self, **facts: Any) -> None:
         """Writes the manifest with `facts` (counts, dropped rows by reason, metrics) and every shard's hash, then COMPLETE."""
-        for claim in self.path.glob(".claim-*"):
-            claim.unlink(missing_ok=True)
+        shutil.rmtree(self.claims, ignore_errors=True)
         shards, files = [], []
         for path in sorted(path for path in self.path.rglob("*") if path.is_file()):
             name = str(path.relative_to(self.path))

@@ -17,7 +17,7 @@ from dasd_megatron.runtime.submission_record import SUBMISSION, Submission
 from dasd_megatron.steps.step import Ranks, Replicas, Step
 from dasd_megatron.utils.child_process import child_options, forward_signals
 from dasd_megatron.utils.errors import Stopped, UserError
-from dasd_megatron.utils.file_lock import lock
+from dasd_megatron.utils.lease import hold
 
 TORCHRUN = "dasd_megatron.runtime.torchrun"
 
@@ -25,7 +25,7 @@ TORCHRUN = "dasd_megatron.runtime.torchrun"
 def run_all(recipe: Recipe, path: Path, overrides: Sequence[str], steps: Mapping[str, Step]) -> None:
     """Runs every step that isn't done, then publishes the report and the final model in the run folder."""
     busy = f"{recipe.run_dir}: another process is running this recipe; wait for it, or choose another run_dir"
-    with lock(recipe.run_dir / ".lock", busy):
+    with hold(recipe.run_dir / ".lock", busy):
         _check_not_on_a_cluster(recipe)
         for number, step in enumerate(steps.values(), 1):
             if step.done:

@@ -23,12 +23,12 @@ from dasd_megatron.runtime.shard_queue import POLL, run_shards, work_on_shards
 from dasd_megatron.steps.step import ShardedStepKind, Step, StepContext
 from dasd_megatron.utils.child_process import die_with_launcher
 from dasd_megatron.utils.errors import Stopped, UserError
-from dasd_megatron.utils.file_lock import lock
 from dasd_megatron.utils.files import REFUSED, disk_error, write_atomically
+from dasd_megatron.utils.lease import hold
 
 # This module, as it is started.
 RUN_STEP = "dasd_megatron.runtime.run_step"
-# Seconds to wait for a process that holds the step's lock and is just ending.
+# Seconds to wait for a process that holds the step's lease and is just ending.
 PATIENCE = 10.0
 # Seconds that other ranks wait with an error. Mostly all have the same one: rank 0 says it, and its end ends them. A rank that
 # ended before would have torchrun end rank 0 unheard; one that is still there after them has an error of its own.
@@ -41,17 +41,17 @@ def run_step(step: Step, command: Sequence[str], attempt: str | None = None) -> 
     """Runs `step` to its end; a step that is done already is left alone.
 
     `command` is the command line (after the interpreter) that starts a replica of this step. With an `attempt`, replicas on
-    other machines wait until this process has the step's lock, and this one waits for a holder that a lost node left.
+    other machines wait until this process has the step's lease, and this one waits for a holder that a lost node left.
     """
     if step.done:
         print(f"{step.name}: done already ({step.folder})", file=sys.stderr)
         return
     context = _context(step)
-    if int(os.environ.get("RANK", "0")) != 0:  # ranks of a training step: rank 0 alone holds the lock and finishes
+    if int(os.environ.get("RANK", "0")) != 0:  # ranks of a training step: rank 0 alone holds the lease and finishes
         step.kind.run(context)
         return
     busy = f"{step.folder}: another process is running this step; wait for it, or stop it"
-    with lock(step.folder / ".lock", busy, PATIENCE if attempt is None else math.inf):
+    with hold(step.folder / ".lock", busy, PATIENCE if attempt is None else math.inf):
         if step.done:  # by the holder that was waited for
             return
         context.output.clear_leftovers()

@@ -1,7 +1,8 @@
-"""Shards of a step, shared out among processes: a claim is a lock on a file, so it ends with the process that holds it."""
+"""Shards of a step, shared out among processes on any number of nodes: a claim is a lease, which ends with its holder."""
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -9,11 +10,11 @@ from typing import Any
 from dasd_megatron.runtime.replicas import replica_count, start_replicas
 from dasd_megatron.steps.step import Replicas, ShardedStepKind, StepContext
 from dasd_megatron.utils.errors import UserError
-from dasd_megatron.utils.file_lock import try_lock
+from dasd_megatron.utils.lease import try_lease
 from dasd_megatron.utils.progress import Progress
 
 # Seconds between looks at how far replicas have come.
-POLL = 0.2
+POLL, SLOWEST_POLL = 0.2, 5.0
 
 
 def run_shards(kind: ShardedStepKind[Any], context: StepContext[Any], command: Sequence[str]) -> dict[str, Any]:
@@ -38,23 +39,27 @@ def run_shards(kind: ShardedStepKind[Any], context: StepContext[Any], command: S
 def work_on_shards(kind: ShardedStepKind[Any], context: StepContext[Any], progress: Progress | None = None) -> None:
     """Claims and does shards until none is left."""
     work = None
-    count = kind.shard_count(context)
+    count, wait = kind.shard_count(context), POLL
     while pending := kind.pending(context):
         idle = True
-        for shard in pending:
-            claim = try_lock(context.output.path / f".claim-{shard:05d}")
+        start = random.randrange(len(pending))  # so that many processes don't all ask for the same one
+        for shard in [*pending[start:], *pending[:start]]:
+            claim = try_lease(context.output.claims / f"{shard:05d}")
             if claim is None:
                 continue
             with claim:
                 if not context.output.has_shard(kind.table, shard):
                     work = work or kind.open(context)
-                    for table, content in work(shard).items():  # the step's own table comes last
-                        context.output.write_shard(table, shard, content)
-            idle = False
+                    tables = work(shard)
+                    if claim.is_held():  # else whoever took it over writes the same
+                        for table, content in tables.items():  # the step's own table comes last
+                            context.output.write_shard(table, shard, content)
+            idle, wait = False, POLL
             if progress is not None:
                 progress.update(count - len(kind.pending(context)))
         if idle:  # others are at work on what is left; should one die, its shard is free again
-            time.sleep(POLL)
+            time.sleep(wait)
+            wait = min(2 * wait, SLOWEST_POLL)
 
 
 def _run_replicas(

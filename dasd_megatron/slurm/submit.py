@@ -27,7 +27,7 @@ from dasd_megatron.slurm.login_node import LoginNode
 from dasd_megatron.slurm.monitor import monitor
 from dasd_megatron.steps.step import Step
 from dasd_megatron.utils.errors import UserError
-from dasd_megatron.utils.file_lock import lock
+from dasd_megatron.utils.lease import hold
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,8 @@ def _submitting(recipe: Recipe, cluster: ClusterConfig) -> AbstractContextManage
     """Holds the lock that keeps two submissions of one run folder, or one and a local run, apart."""
     busy = f"{recipe.run_dir}: another process is running or submitting this recipe; wait for it, or choose another run_dir"
     if cluster.tunnel is None:
-        return lock(recipe.run_dir / ".lock", busy)
-    return lock(Path(experiments_folder(cluster)) / f".{job_prefix(recipe)}lock", busy)
+        return hold(recipe.run_dir / ".lock", busy)
+    return hold(Path(experiments_folder(cluster)) / f".{job_prefix(recipe)}lock", busy)
 
 
 def _source(options: SubmitOptions) -> Source | None:

@@ -60,7 +60,7 @@ def die_with_launcher() -> None:
     """
     _die_with_parent()
     launcher = os.environ.get(LAUNCHER)
-    if launcher is not None and not _is_alive(int(launcher)):
+    if launcher is not None and start_of_process(int(launcher)) is None:
         os._exit(1)
 
 
@@ -70,10 +70,17 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _is_alive(pid: int) -> bool:
-    if not Path("/proc").is_dir():
-        return True
+def start_of_process(pid: int) -> str | None:
+    """When a process of this machine began, in the system's own terms, which tells it from a later one of the same number.
+
+    None where it has ended. Only Linux tells the time.
+    """
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        if not Path("/proc/self/stat").is_file():
+            os.kill(pid, 0)
+            return "unknown"
+        # See proc(5): the state is field 3, the start field 22.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return False
+        return None
+    return None if fields[0] == "Z" else fields[19]

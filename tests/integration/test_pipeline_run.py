@@ -134,7 +134,7 @@ def test_a_killed_replica_gives_its_shard_back(calm: Path, tmp_path: Path) -> No
         assert finish(*small_run(tmp_path), "--only", step)[0] == 0
     folder = artifacts(tmp_path)["sample_low_temperature"].folder
     process = launch(*small_run(tmp_path), "--only", "sample_low_temperature")
-    while process.poll() is None and len(list(folder.glob(".claim-*"))) < 2:
+    while process.poll() is None and len(list(folder.glob(".claims/*"))) < 2:
         time.sleep(0.01)
     replicas = [pid for pid in descendants(process.pid) if "--replica" in Path(f"/proc/{pid}/cmdline").read_text()]
     assert len(replicas) == 2
@@ -228,9 +228,9 @@ def test_full_disk(small_disk: Any) -> None:
 
 
 def test_two_runs_of_one_folder_exclude_each_other(tmp_path: Path) -> None:
-    from dasd_megatron.utils.file_lock import lock
+    from dasd_megatron.utils.lease import hold
 
-    with lock(tmp_path / ".lock", "busy"):
+    with hold(tmp_path / ".lock", "busy"):
         code, _, errors = finish(str(RECIPE), f"run_dir={tmp_path}")
     check_refused(errors, code, "another process is running this recipe")
 

@@ -15,7 +15,7 @@ from secrets import token_hex
 import pytest
 
 from dasd_megatron.runtime.submission_record import SUBMISSION
-from dasd_megatron.utils.file_lock import lock
+from dasd_megatron.utils.lease import hold
 from tests.conftest import ROOT
 from tests.helpers.small_run import RECIPE, artifacts, small_run
 from tests.slurm.conftest import Site
@@ -116,7 +116,7 @@ def test_a_run_that_is_submitted_already(site: Site, tmp_path: Path) -> None:
 
 
 def test_two_submissions_at_once(site: Site, tmp_path: Path) -> None:
-    with lock(tmp_path / "run" / ".lock", "busy"):
+    with hold(tmp_path / "run" / ".lock", "busy"):
         code, out, errors = site.finish(*small_run(tmp_path / "run"), *PROMPTS)
     check_refused(code, out, errors, "another process is running or submitting this recipe")
     assert f"held by process {os.getpid()} on " in errors

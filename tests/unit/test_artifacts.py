@@ -11,7 +11,6 @@ import pytest
 
 from dasd_megatron.artifacts.artifact import Artifact, ArtifactWriter
 from dasd_megatron.utils.errors import UserError
-from dasd_megatron.utils.file_lock import lock, try_lock
 from dasd_megatron.utils.files import disk_error, write_atomically
 from dasd_megatron.utils.hashing import END_BYTES, WHOLE_FILE_LIMIT, fingerprint
 
@@ -105,16 +104,6 @@ def test_leftovers_of_a_killed_process_are_cleared(tmp_path: Path) -> None:
     (tmp_path / "a" / ".step-0000010.tmp" / "file").write_text("half")
     writer.clear_leftovers()
     assert not list((tmp_path / "a").glob(".*.tmp"))
-
-
-def test_lock_excludes_and_ends_with_its_holder(tmp_path: Path) -> None:
-    with lock(tmp_path / "l", "busy"):
-        assert try_lock(tmp_path / "l") is None
-        with pytest.raises(UserError, match="busy"), lock(tmp_path / "l", "busy", patience=0.2):
-            pass
-    held = try_lock(tmp_path / "l")
-    assert held is not None
-    held.close()
 
 
 def test_fingerprint_sees_content_and_names(tmp_path: Path) -> None:

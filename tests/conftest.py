@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from dasd_megatron.artifacts.artifact import ArtifactWriter
+from dasd_megatron.artifacts.writer import ArtifactWriter
 from dasd_megatron.steps.step import StepConfig, StepContext
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer
 

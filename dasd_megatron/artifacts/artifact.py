@@ -1,23 +1,25 @@
-"""An artifact: a folder of Parquet shards or a checkpoint, `manifest.json`, and last of all `COMPLETE`.
+"""A finished artifact: a folder of Parquet shards or a checkpoint, `manifest.json`, and last of all `COMPLETE`.
 
-Nothing else in the project writes data files. A shard is whole or absent, so a killed step resumes from its last shard;
-`COMPLETE` holds the hash of the manifest, which holds the hash of every shard.
+`COMPLETE` holds the hash of the manifest, which holds the hash of every file. A table may extend one of another artifact: then
+its shards hold only the columns that its step made and, in the column `row`, which rows of the other's shard of the same number
+they belong to (all of them where there is no such column). Readers see one table.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dasd_megatron.artifacts.shard_file import hash_footer, open_shard_file
+from dasd_megatron.artifacts.shard_reader import ROW, ShardReader
 from dasd_megatron.utils.errors import UserError
-from dasd_megatron.utils.files import disk_error, write_atomically, write_json
 from dasd_megatron.utils.hashing import hash_file
 
 MANIFEST = "manifest.json"
@@ -53,32 +55,91 @@ class Artifact:
     def _remedy(self) -> str:
         return f"delete the folder {self.path} and run again: the step makes it again"
 
+    @cached_property
+    def _shards(self) -> dict[str, list[dict[str, Any]]]:
+        shards: dict[str, list[dict[str, Any]]] = {}
+        for shard in self.manifest["shards"]:
+            shards.setdefault(shard["name"].rpartition("-")[0], []).append(shard)
+        return shards
+
     def shards(self, table: str) -> list[dict[str, Any]]:
         """Manifest entries (name, bytes, sha256, rows) of a table's shards, in order."""
-        return [shard for shard in self.manifest["shards"] if shard["name"].rpartition("-")[0] == table]
+        return self._shards.get(table, [])
 
-    def read_shard(self, table: str, index: int) -> pa.Table:
-        """One shard, checked against the manifest's size and hash."""
-        return self._read(self.shards(table)[index])
+    def row_count(self, table: str) -> int:
+        """Rows of a table."""
+        return sum(shard["rows"] for shard in self.shards(table))
 
-    def _read(self, shard: Mapping[str, Any], columns: list[str] | None = None) -> pa.Table:
-        path = self._checked(shard)
-        try:
-            # A plain file handle: memory-mapping or dataset discovery would add a partition column.
-            content = pq.ParquetFile(path).read(columns)
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(f"{path}: damaged ({error}); {self._remedy()}") from None
-        return content
+    def reader(self, table: str, shard: int, columns: Sequence[str] | None = None) -> ShardReader:
+        """Reads one shard. Raises UserError for a damaged file, and where the artifact has no such table or column."""
+        if not self.shards(table):
+            raise UserError(f"{self.path}: holds no table {table!r}; {self._remedy()}")
+        entry = self.shards(table)[shard]
+        file, base = self._open(entry), self._base(table)
+        columns = self.columns(table) if columns is None else columns
+        others = [name for name in columns if name not in file.schema_arrow.names]
+
+        def damaged(error: Exception) -> UserError:
+            return self._damaged(self.path / entry["name"], error)
+
+        if not others:
+            return ShardReader(file, columns, None, damaged)
+        if base is None:
+            raise UserError(f"{self.path}: the table {table!r} has no column {others[0]!r}; {self._remedy()}")
+        return ShardReader(file, columns, base.reader(table, shard, others), damaged)
+
+    def columns(self, table: str) -> list[str]:
+        """Names of a table's columns, with those of the table that it extends."""
+        own = [name for name in self._open(self.shards(table)[0]).schema_arrow.names if name != ROW]
+        base = self._base(table)
+        return own if base is None else [*own, *(name for name in base.columns(table) if name not in own)]
+
+    def batches(self, table: str, columns: Sequence[str] | None = None, shard: int | None = None) -> Iterator[pa.Table]:
+        """Rows of a table, or of one shard of it, in order, a row group in memory at a time; at least one table.
+
+        Raises UserError as `reader` does.
+        """
+        for number in range(max(len(self.shards(table)), 1)) if shard is None else [shard]:
+            yield from self.reader(table, number, columns).batches()
+
+    def rows(self, table: str, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+        """Rows of a table as dictionaries, in order, a row group in memory at a time."""
+        for batch in self.batches(table, columns) if self.shards(table) else ():
+            yield from batch.to_pylist()
+
+    def read(self, table: str, columns: Sequence[str] | None = None, shard: int | None = None) -> pa.Table:
+        """A whole table, or shard, in memory. Raises UserError as `reader` does."""
+        return pa.concat_tables(self.batches(table, columns, shard))
 
     def file(self, name: str) -> Path:
         """Path of a file that is no shard, checked against the manifest."""
         entry = next((entry for entry in self.manifest["files"] if entry["name"] == name), None)
         if entry is None:
             raise UserError(f"{self.path}: holds no file {name!r}; {self._remedy()}")
-        return self._checked(entry)
+        path = self._sized(entry)
+        if hash_file(path) != entry["sha256"]:
+            raise UserError(f"{path}: damaged (its hash is not the manifest's); {self._remedy()}")
+        return path
 
-    def _checked(self, entry: Mapping[str, Any]) -> Path:
-        """Path of a file whose size and hash are the manifest's."""
+    def _base(self, table: str) -> Artifact | None:
+        name = self.manifest.get("extends", {}).get(table)
+        return None if name is None else _opened(self.path.parent / name)
+
+    def _open(self, entry: Mapping[str, Any]) -> pq.ParquetFile:
+        """A shard's file, its size and footer those of the manifest; pages are checked as they are read."""
+        path = self._sized(entry)
+        try:
+            if hash_footer(path) != entry["footer_sha256"]:
+                raise OSError("its footer is not the manifest's")
+            return open_shard_file(path)
+        except (OSError, pa.ArrowException) as error:
+            raise self._damaged(path, error) from None
+
+    def _damaged(self, path: Path, error: Exception) -> UserError:
+        return UserError(f"{path}: damaged ({error}); {self._remedy()}")
+
+    def _sized(self, entry: Mapping[str, Any]) -> Path:
+        """Path of a file whose size is the manifest's."""
         path = self.path / str(entry["name"])
         try:
             size = path.stat().st_size
@@ -88,74 +149,9 @@ class Artifact:
             raise UserError(
                 f"{path}: truncated or changed ({size} bytes, the manifest says {entry['bytes']}); {self._remedy()}"
             )
-        if hash_file(path) != entry["sha256"]:
-            raise UserError(f"{path}: damaged (its hash is not the manifest's); {self._remedy()}")
         return path
 
-    def read(self, table: str) -> pa.Table:
-        """A whole table, shards in order. Raises UserError if the artifact has no such table."""
-        shards = self.shards(table)
-        if not shards:
-            raise UserError(f"{self.path}: holds no table {table!r}; {self._remedy()}")
-        return pa.concat_tables([self._read(shard) for shard in shards])
 
-    def rows(self, table: str, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
-        """Rows of a table as dictionaries, in order, one shard in memory at a time."""
-        for shard in self.shards(table):
-            yield from self._read(shard, columns).to_pylist()
-
-
-class ArtifactWriter:
-    """An artifact being made. `description` (config, inputs, versions) opens its manifest."""
-
-    def __init__(self, path: Path, description: Mapping[str, Any]) -> None:
-        self.path = path
-        self.description = dict(description)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise disk_error(path, error) from error
-
-    @property
-    def claims(self) -> Path:
-        """Folder of the leases on shards that processes are at work on."""
-        return self.path / ".claims"
-
-    def clear_leftovers(self) -> None:
-        """Removes what a killed process left half-written. Only for the one process that holds the step's lock."""
-        for leftover in list(self.path.rglob(".*.tmp")):
-            if leftover.is_dir():
-                shutil.rmtree(leftover)
-            else:
-                leftover.unlink(missing_ok=True)
-
-    def has_shard(self, table: str, index: int) -> bool:
-        """Whether this shard is already on disk, whole."""
-        return (self.path / shard_name(table, index)).is_file()
-
-    def write_shard(self, table: str, index: int, content: pa.Table) -> None:
-        """Writes one shard. The same rows always give the same bytes."""
-        path = self.path / shard_name(table, index)
-        write_atomically(path, lambda file: pq.write_table(content, file, compression="zstd"))
-
-    def tables(self, table: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """The shards of a table that are on disk so far, in order."""
-        for path in sorted(self.path.glob(f"{table}-*.parquet")):
-            yield pq.ParquetFile(path).read(columns)
-
-    def finish(self, **facts: Any) -> None:
-        """Writes the manifest with `facts` (counts, dropped rows by reason, metrics) and every shard's hash, then COMPLETE."""
-        shutil.rmtree(self.claims, ignore_errors=True)
-        shards, files = [], []
-        for path in sorted(path for path in self.path.rglob("*") if path.is_file()):
-            name = str(path.relative_to(self.path))
-            if name in (MANIFEST, COMPLETE) or name.startswith("."):
-                continue
-            entry = {"name": name, "bytes": path.stat().st_size, "sha256": hash_file(path)}
-            if path.suffix == ".parquet":
-                shards.append({**entry, "rows": pq.read_metadata(path).num_rows})
-            else:
-                files.append(entry)
-        write_json(self.path / MANIFEST, {**self.description, **facts, "shards": shards, "files": files})
-        digest = hash_file(self.path / MANIFEST)
-        write_atomically(self.path / COMPLETE, lambda file: file.write(f"{digest}\n".encode()))
+@cache
+def _opened(path: Path) -> Artifact:
+    return Artifact(path)

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
+from dasd_megatron.artifacts.columns import numpy_rows
+from dasd_megatron.artifacts.shard_reader import ROW
 from dasd_megatron.config.base import Positive
 from dasd_megatron.config.curation import FiltersConfig
 from dasd_megatron.config.models import ModelConfig
+from dasd_megatron.curation.data_step import DataStepKind
 from dasd_megatron.curation.filters.filter import FilterSetup, StudentView
 from dasd_megatron.curation.filters.registry import build_filters
 from dasd_megatron.curation.sentences import SentenceSplitter
@@ -23,22 +27,28 @@ from dasd_megatron.models.hf_config import max_positions
 from dasd_megatron.sampling.responses import RESPONSES
 from dasd_megatron.steps.cost_estimate import FILTERED as FILTERED_BYTES
 from dasd_megatron.steps.cost_estimate import Cost, Documents, InputEstimates, pass_through_cost
-from dasd_megatron.steps.step import ShardedStepKind, StepConfig, StepContext
+from dasd_megatron.steps.step import ShardWork, StepConfig, StepContext
 from dasd_megatron.tokenization.response_format import response_format, response_tokens
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer, open_tokenizer
 from dasd_megatron.utils.errors import UserError
 
-# `text` is the canonical text from here on; *_starts are byte offsets in it (see Response and byte_spans).
+# Of each response that is kept, what is added to its row (sampling/responses.py). `text` is the canonical text from here on;
+# *_starts are byte offsets in it (see Response and byte_spans).
 FILTERED = pa.schema(
     [
-        *RESPONSES,
+        (ROW, pa.int32()),
+        ("text", pa.string()),
         ("token_starts", pa.list_(pa.int32())),
         ("prefix_bytes", pa.int32()),
         ("student_prompt_ids", pa.list_(pa.int32())),
         ("student_token_ids", pa.list_(pa.int32())),  # the response, end of turn included
         ("student_token_starts", pa.list_(pa.int32())),
+        ("student_prompt_tokens", pa.int32()),
+        ("student_tokens", pa.int32()),  # how many student_token_ids
     ]
 )
+# Of a sampled response, what filters see.
+SEEN = [name for name in RESPONSES.names if name not in ("logprobs", "text")]
 DROPPED = pa.schema(
     [
         ("uuid", pa.string()),
@@ -64,18 +74,19 @@ class FilterConfig(StepConfig):
     max_length: Positive | None
 
 
-class FilterStep(ShardedStepKind[FilterConfig]):
-    """Reads `responses`, and knows the tokenizers of `teacher` and `student`; each shard of responses gives a shard of kept
-    ones and one of dropped ones."""
+class FilterStep(DataStepKind[FilterConfig]):
+    """Reads `responses`, and knows the tokenizers of `teacher` and `student`; each shard of responses gives a shard of what is
+    added to kept ones, and one of dropped ones."""
 
     name = "filter"
     command = "curate"
+    extends: ClassVar[Mapping[str, str]] = {"responses": "responses"}
 
     def shard_count(self, context: StepContext[FilterConfig]) -> int:
         """As many as of responses."""
         return len(context.artifact("responses").shards("responses"))
 
-    def open(self, context: StepContext[FilterConfig]) -> Callable[[int], Mapping[str, pa.Table]]:
+    def open(self, context: StepContext[FilterConfig]) -> ShardWork:
         """Loads the tokenizers; filters a shard."""
         responses, config = context.artifact("responses"), context.config
         rule = ResponseFilter(
@@ -85,24 +96,26 @@ class FilterStep(ShardedStepKind[FilterConfig]):
             max_document_tokens=_max_document_tokens(config, context.inputs["student"]),
         )
 
-        def work(shard: int) -> Mapping[str, pa.Table]:
-            kept, dropped = [], []
-            for row in responses.read_shard("responses", shard).to_pylist():
-                reason, filtered = rule.apply(row)
-                if reason is None:
-                    kept.append(filtered)
-                else:
-                    dropped.append({**filtered, "reason": reason, "tokens": len(row["token_ids"])})
-            return {
-                "dropped": pa.Table.from_pylist(dropped, DROPPED),
-                self.table: pa.Table.from_pylist(kept, FILTERED),
-            }
+        def work(shard: int) -> Iterator[Mapping[str, pa.Table]]:
+            number = 0
+            for batch in responses.batches("responses", SEEN, shard):
+                kept, dropped = [], []
+                for reason, filtered in rule.apply(numpy_rows(batch)):
+                    if reason is None:
+                        kept.append({**filtered, ROW: number})
+                    else:
+                        dropped.append({**filtered, "reason": reason})
+                    number += 1
+                yield {
+                    "dropped": pa.Table.from_pylist(dropped, DROPPED),
+                    self.table: pa.Table.from_pylist(kept, FILTERED),
+                }
 
         return work
 
     def summarize(self, context: StepContext[FilterConfig]) -> dict[str, Any]:
         """Kept and dropped responses, these by reason."""
-        kept = sum(len(table) for table in context.output.tables(self.table, ["uuid"]))
+        kept = sum(len(table) for table in context.output.tables(self.table, [ROW]))
         reasons: Counter[str] = Counter()
         for table in context.output.tables("dropped", ["reason"]):
             reasons.update(table["reason"].to_pylist())
@@ -124,36 +137,47 @@ class FilterStep(ShardedStepKind[FilterConfig]):
 
 
 class ResponseFilter:
-    """Decides about one response at a time."""
+    """Decides about responses, and puts those that stay into the student's terms."""
 
     def __init__(
         self, config: FilterConfig, teacher: ChatTokenizer, student: ChatTokenizer, max_document_tokens: int
     ) -> None:
         self._student = student
+        self._prompt_ids = lru_cache(maxsize=1)(student.prompt_ids)  # the candidates of a prompt come one after another
         self._format = response_format(config.teacher.response_format, teacher)
         splitter = SentenceSplitter(config.sentence_end)
         self._filters = build_filters(FilterSetup(config.filters, student, splitter, max_document_tokens))
 
-    def apply(self, row: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
-        """(None, the row in the student's terms), or (reason, the row with its text made canonical)."""
+    def apply(self, rows: Iterable[Mapping[str, Any]]) -> list[tuple[str | None, dict[str, Any]]]:
+        """Of each row (None, the row with what FILTERED adds), or (reason, the row with its text made canonical)."""
+        found = [self._parsed(row) for row in rows]
+        sound = [row for reason, row in found if reason is None]
+        for row in sound:
+            row["student_prompt_ids"] = self._prompt_ids(row["input"])
+        answers = response_tokens(self._student, [(row["student_prompt_ids"], row["text"]) for row in sound])
+        for row, (ids, starts) in zip(sound, answers, strict=True):
+            row.update(
+                student_token_ids=ids,
+                student_token_starts=starts,
+                student_prompt_tokens=len(row["student_prompt_ids"]),
+                student_tokens=len(ids),
+            )
+        return [(self._reason(row) if reason is None else reason, row) for reason, row in found]
+
+    def _parsed(self, row: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
         stopped = row["finish_reason"] == "stop"
         response = self._format.parse(row["prompt_ids"], row["prefix_ids"], row["token_ids"], stopped)
-        filtered = {**row, "text": response.text, "prefix_bytes": response.prefix_bytes}
-        if not stopped:
-            return "truncated", filtered
-        if response.problem:
-            return response.problem, filtered
-        prompt_ids = self._student.prompt_ids(row["input"])
-        student_ids, student_starts = response_tokens(self._student, prompt_ids, response.text)
-        view = StudentView(row, response.text, prompt_ids, student_ids)
-        reason = next((found for rule in self._filters if (found := rule.reason(view)) is not None), None)
-        return reason, {
-            **filtered,
+        parsed = {
+            **row,
+            "text": response.text,
+            "prefix_bytes": response.prefix_bytes,
             "token_starts": response.token_starts,
-            "student_prompt_ids": prompt_ids,
-            "student_token_ids": student_ids,
-            "student_token_starts": student_starts,
         }
+        return (response.problem if stopped else "truncated"), parsed
+
+    def _reason(self, row: Mapping[str, Any]) -> str | None:
+        view = StudentView(row, row["text"], row["student_prompt_ids"], row["student_token_ids"])
+        return next((found for rule in self._filters if (found := rule.reason(view)) is not None), None)
 
 
 def _max_document_tokens(config: FilterConfig, student: Path) -> int:

@@ -7,20 +7,22 @@ turn included. Masks depend on position, never on token id: a pad token that equ
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
-from typing import Any
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from dasd_megatron.artifacts.artifact import Artifact
 from dasd_megatron.config.base import Positive
+from dasd_megatron.curation.data_step import DataStepKind
+from dasd_megatron.curation.documents import DocumentIndex, DocumentTokens, read_documents
 from dasd_megatron.sampling.seeds import sample_seed
 from dasd_megatron.steps.cost_estimate import PACKED, Cost, InputEstimates, Packs
-from dasd_megatron.steps.step import StepConfig, StepContext, StepKind
+from dasd_megatron.steps.step import ShardWork, StepConfig, StepContext
 from dasd_megatron.utils.errors import UserError
 
 PACKS = pa.schema(
@@ -29,10 +31,14 @@ PACKS = pa.schema(
         ("loss_mask", pa.list_(pa.bool_())),  # whether a token is a target
         ("document_lengths", pa.list_(pa.int32())),
         ("uuids", pa.list_(pa.string())),
+        ("tokens", pa.int32()),
+        ("trained_tokens", pa.int32()),
     ]
 )
-# Documents in memory at a time; each window is packed on its own and becomes one shard.
-WINDOW = 16_384
+# Full packs that a shard's documents would fill: those are in memory together, and packed on their own.
+WINDOW = 1024
+# Packs that are written at a time.
+BATCH = 64
 
 
 class PackStepConfig(StepConfig):
@@ -45,31 +51,48 @@ class PackStepConfig(StepConfig):
     mask_prefix: bool = False
 
 
-class PackStep(StepKind[PackStepConfig]):
-    """Reads `responses` and, in a mixed-policy stage, `off_policy` rows of the stage before."""
+class PackStep(DataStepKind[PackStepConfig]):
+    """Reads `responses` and, in a mixed-policy stage, `off_policy` rows of the stage before; a shard is a window of documents."""
 
     name = "pack"
     command = "curate"
+    table: ClassVar[str] = "packs"
+    # Training reads packs one by one, in random order.
+    group_bytes: ClassVar[int] = 1 << 20
 
-    def run(self, context: StepContext[PackStepConfig]) -> dict[str, Any]:
-        """Writes the table `packs`."""
-        length, seed = context.config.context_length, context.config.seed
+    def shard_count(self, context: StepContext[PackStepConfig]) -> int:
+        """Windows of documents."""
+        return len(_windows(context))
+
+    def open(self, context: StepContext[PackStepConfig]) -> ShardWork:
+        """Packs a window's documents."""
+        config, windows = context.config, _windows(context)
+        artifacts = _sources(context)
+
+        def work(shard: int) -> Iterator[Mapping[str, pa.Table]]:
+            documents = read_documents(windows[shard], artifacts, config.mask_prefix)
+            packs = pack(windows[shard].length.tolist(), config.context_length)
+            for first in range(0, len(packs), BATCH):
+                yield {self.table: _pack_table(documents, packs[first : first + BATCH])}
+
+        return work
+
+    def summarize(self, context: StepContext[PackStepConfig]) -> dict[str, Any]:
+        """Documents, packs and tokens, and how full the packs are."""
         packs = documents = tokens = trained = 0
-        for shard, window in enumerate(_windows(_documents(context))):
-            window.sort(key=lambda doc: sample_seed(seed, "pack", doc.uuid, doc.sample_index, doc.prefix_bytes))
-            groups = pack([len(doc.input_ids) for doc in window], length)
-            rows = [_pack_row([window[index] for index in group]) for group in groups]
-            context.output.write_shard("packs", shard, pa.Table.from_pylist(rows, PACKS))
-            packs += len(rows)
-            documents += len(window)
-            tokens += sum(len(doc.input_ids) for doc in window)
-            trained += sum(int(doc.loss_mask.sum()) for doc in window)
+        for table in context.output.tables(self.table, ["document_lengths", "tokens", "trained_tokens"]):
+            packs += len(table)
+            documents += pc.sum(pc.list_value_length(table["document_lengths"])).as_py()
+            tokens += pc.sum(table["tokens"]).as_py()
+            trained += pc.sum(table["trained_tokens"]).as_py()
         if not packs:
             raise UserError(f"{context.name}: there is no response to train on; the filters dropped every one of them")
+        length = context.config.context_length
         return {
             "counts": {"documents": documents, "packs": packs, "tokens": tokens, "trained_tokens": trained},
             "context_length": length,
             "fill": tokens / (packs * length),
+            **_off_policy_facts(context),
         }
 
     def packs(self, config: PackStepConfig, inputs: InputEstimates) -> Packs:
@@ -89,77 +112,99 @@ class PackStep(StepKind[PackStepConfig]):
         return Cost(packs.count, "packs", packs.tokens, packs.tokens, bytes=size, counted=counted)
 
 
-@dataclass(frozen=True)
-class Document:
-    """One training document: `input_ids` int32 and `loss_mask` bool, both [n]."""
-
-    uuid: str
-    sample_index: int
-    prefix_bytes: int
-    input_ids: NDArray[np.int32]
-    loss_mask: NDArray[np.bool_]
-
-
-def document(row: Mapping[str, Any], mask_prefix: bool) -> Document:
-    """The document of one filtered response."""
-    prompt, response = row["student_prompt_ids"], row["student_token_ids"]
-    first = row["prefix_bytes"] if mask_prefix else 0
-    trained = np.asarray(row["student_token_starts"]) >= first
-    return Document(
-        row["uuid"],
-        row["sample_index"],
-        row["prefix_bytes"],
-        np.asarray([*prompt, *response], np.int32),
-        np.concatenate([np.zeros(len(prompt), np.bool_), trained]),
-    )
-
-
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Greedy best fit: each document goes to the fullest pack that still holds it. Returns document indices a pack.
+    """Packs of documents, almost all of them full. Returns document indices a pack.
 
+    Each pack begins with the longest document left, and goes on with the longest that fit; once two can fill it, it ends with
+    the one or two that fit best. No two packs could have been one.
     Raises UserError for a document longer than the capacity (filters drop those before).
     """
+    sizes = np.asarray(lengths, np.int64)
+    if len(sizes) and sizes.max() > capacity:
+        index = int(sizes.argmax())
+        raise UserError(f"document {index} has {sizes[index]} tokens, more than packing.context_length={capacity}")
+    left = np.argsort(sizes, kind="stable")
     packs: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (free tokens, pack), sorted
-    for index, length in enumerate(lengths):
-        if length > capacity:
-            raise UserError(f"document {index} has {length} tokens, more than packing.context_length={capacity}")
-        place = bisect_left(room, (length, -1))
-        if place == len(room):
-            packs.append([])
-            free, target = capacity, len(packs) - 1
-        else:
-            free, target = room.pop(place)
-        packs[target].append(index)
-        if free > length:
-            insort(room, (free - length, target))
+    while len(left):
+        packs.append([])
+        room = capacity
+        while len(left) and room >= sizes[left[0]]:
+            for place in _best_places(sizes[left], room):
+                packs[-1].append(int(left[place]))
+                room -= int(sizes[left[place]])
+                left = np.delete(left, place)
     return packs
 
 
-def _documents(context: StepContext[PackStepConfig]) -> Iterator[Document]:
-    """All documents, a shard of their rows in memory at a time."""
-    responses, config = context.artifact("responses"), context.config
-    yield from (document(row, config.mask_prefix) for row in responses.rows("responses"))
-    if config.off_policy_ratio is None:
-        return
-    off_policy = context.artifact("off_policy")
-    keys = [(row["uuid"], row["sample_index"]) for row in off_policy.rows("responses", ["uuid", "sample_index"])]
-    keys.sort(key=lambda key: sample_seed(config.seed, "off_policy", *key))
-    chosen = set(keys[: round(config.off_policy_ratio * responses.manifest["counts"]["responses"])])
-    rows = off_policy.rows("responses")
-    yield from (document(row, config.mask_prefix) for row in rows if (row["uuid"], row["sample_index"]) in chosen)
+def _best_places(sizes: NDArray[np.int64], room: int) -> list[int]:
+    """Of ascending sizes, the places of one or two that fill the room best, the higher one first."""
+    fitting = int(np.searchsorted(sizes, room, side="right"))
+    largest = sizes[fitting - 1]
+    if fitting < 2 or room > 2 * largest:
+        return [fitting - 1]
+    places = np.arange(1, fitting)
+    partners = np.minimum(np.searchsorted(sizes, room - sizes[places], side="right"), places) - 1
+    sums = np.where(partners >= 0, sizes[places] + sizes[partners], 0)
+    best = int(sums.argmax())
+    return [int(places[best]), int(partners[best])] if sums[best] > largest else [fitting - 1]
 
 
-def _windows(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    iterator = iter(documents)
-    while window := list(islice(iterator, WINDOW)):
-        yield window
+def _sources(context: StepContext[PackStepConfig]) -> list[Artifact]:
+    return [context.artifact(name) for name in ("responses", "off_policy") if name in context.inputs]
 
 
-def _pack_row(documents: Sequence[Document]) -> dict[str, Any]:
-    return {
-        "input_ids": np.concatenate([doc.input_ids for doc in documents]),
-        "loss_mask": np.concatenate([doc.loss_mask for doc in documents]),
-        "document_lengths": [len(doc.input_ids) for doc in documents],
-        "uuids": [doc.uuid for doc in documents],
-    }
+def _windows(context: StepContext[PackStepConfig]) -> list[DocumentIndex]:
+    chosen = [None, *([_off_policy(context)] if context.config.off_policy_ratio is not None else [])]
+    index = DocumentIndex.of(list(zip(_sources(context), chosen, strict=True)))
+    return index.windows(WINDOW * context.config.context_length)
+
+
+def _off_policy(context: StepContext[PackStepConfig]) -> NDArray[np.bool_]:
+    """Which rows of the stage before are taken: as many as the ratio asks for, or all."""
+    keys = context.artifact("off_policy").read("responses", ["uuid", "sample_index"])
+    pairs = zip(keys["uuid"].to_pylist(), keys["sample_index"].to_pylist(), strict=True)
+    chances = [sample_seed(context.config.seed, "off_policy", uuid, index) for uuid, index in pairs]
+    chosen = np.zeros(len(keys), np.bool_)
+    chosen[np.argsort(chances, kind="stable")[: _wanted_off_policy(context)]] = True
+    return chosen
+
+
+def _wanted_off_policy(context: StepContext[PackStepConfig]) -> int:
+    return round((context.config.off_policy_ratio or 0.0) * context.artifact("responses").row_count("responses"))
+
+
+def _off_policy_facts(context: StepContext[PackStepConfig]) -> dict[str, Any]:
+    if context.config.off_policy_ratio is None:
+        return {}
+    wanted, found = _wanted_off_policy(context), context.artifact("off_policy").row_count("responses")
+    if found < wanted:
+        print(
+            f"{context.name}: mixed_policy.off_policy_ratio={context.config.off_policy_ratio:g} asks for {wanted} rows of the "
+            f"stage before, which has {found}: all of them are taken",
+            file=sys.stderr,
+        )
+    return {"off_policy": {"wanted": wanted, "taken": min(wanted, found)}}
+
+
+def _pack_table(documents: DocumentTokens, packs: Sequence[Sequence[int]]) -> pa.Table:
+    indices = [index for pack in packs for index in pack]
+    starts, first_targets = documents.starts[indices], documents.first_targets[indices]
+    lengths = (documents.starts[np.asarray(indices) + 1] - starts).astype(np.int32)
+    ids = np.concatenate([documents.ids[start : start + length] for start, length in zip(starts, lengths, strict=True)])
+    mask = np.concatenate([np.arange(length) >= first for first, length in zip(first_targets, lengths, strict=True)])
+    of_documents = np.cumsum([0, *(len(pack) for pack in packs)], dtype=np.int32)
+    of_tokens = np.concatenate([[0], np.cumsum(lengths)])[of_documents].astype(np.int32)
+    uuids = pa.array([documents.uuids[index] for index in indices], pa.string())
+    columns = [
+        _list(of_tokens, ids),
+        _list(of_tokens, mask),
+        _list(of_documents, lengths),
+        pa.ListArray.from_arrays(of_documents, uuids),
+        pa.array(np.diff(of_tokens)),
+        pa.array(np.add.reduceat(lengths - first_targets, of_documents[:-1], dtype=np.int32)),
+    ]
+    return pa.Table.from_arrays(columns, schema=PACKS)
+
+
+def _list(offsets: NDArray[np.int32], values: NDArray[Any]) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))

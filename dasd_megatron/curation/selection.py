@@ -2,50 +2,43 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from dasd_megatron.artifacts.artifact import Artifact
+from dasd_megatron.artifacts.columns import numpy_rows
+from dasd_megatron.artifacts.shard_reader import ROW
 from dasd_megatron.config.curation import SelectionConfig
+from dasd_megatron.curation.data_step import DataStepKind
 from dasd_megatron.curation.scores import BUILTIN, scores_of
-from dasd_megatron.curation.sentence_probabilities import KINDS, sentence_probabilities
+from dasd_megatron.curation.sentence_probabilities import KINDS, SentenceProbabilities, sentence_probabilities
 from dasd_megatron.curation.sentences import SentenceSplitter
 from dasd_megatron.sampling.seeds import sample_seed
 from dasd_megatron.steps.cost_estimate import SCORED, Cost, Documents, InputEstimates, pass_through_cost
-from dasd_megatron.steps.step import StepConfig, StepContext, StepKind
-from dasd_megatron.utils.hashing import hash_json
+from dasd_megatron.steps.step import ShardWork, StepConfig, StepContext
 
-# Every candidate with its scores, chosen or not: what a study of the selection needs.
+# Every candidate with its scores, chosen or not, in the order of the scored responses: what a study of the selection needs.
 CANDIDATES = pa.schema(
     [
         ("uuid", pa.string()),
         ("sample_index", pa.int32()),
-        ("chosen", pa.bool_()),
-        ("share_above", pa.float32()),
-        ("mean_difference", pa.float32()),
-        ("mean_log_ratio", pa.float32()),
-        ("sentences", pa.int32()),
+        ("text_hash", pa.int64()),  # tells equal responses to one prompt
+        *((name, pa.float32()) for name in BUILTIN),
+        *((kind, pa.int32()) for kind in KINDS),  # how many sentences of each kind
     ]
 )
-# Sentences of the first candidates, for the report's figure.
+# Some sentences of every shard, for the report's figure.
 SENTENCES = pa.schema([("teacher", pa.float32()), ("student", pa.float32()), ("kind", pa.string())])
 MAX_SENTENCES = 20_000
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One response to choose or not. `text_hash` tells equal responses to one prompt."""
-
-    uuid: str
-    sample_index: int
-    scores: Mapping[str, float]
-    sentences: int
-    text_hash: str
+# What candidates are scored by.
+SEEN = ["uuid", "sample_index", "text", "logprobs", "token_starts", "student_logprobs", "student_token_starts"]
 
 
 class SelectStepConfig(StepConfig):
@@ -56,26 +49,45 @@ class SelectStepConfig(StepConfig):
     seed: int
 
 
-class SelectStep(StepKind[SelectStepConfig]):
-    """Reads scored `responses`. Two passes: one scores every candidate, the other writes the chosen ones; one shard is in
-    memory at a time."""
+class SelectStep(DataStepKind[SelectStepConfig]):
+    """Reads scored `responses`. Each shard is scored on its own; who is chosen is decided at the end, by the scores of all."""
 
     name = "select"
     command = "curate"
+    table: ClassVar[str] = "candidates"
+    extends: ClassVar[Mapping[str, str]] = {"responses": "responses"}
 
-    def run(self, context: StepContext[SelectStepConfig]) -> dict[str, Any]:
-        """Writes the tables `responses`, `candidates` and `sentences`."""
+    def shard_count(self, context: StepContext[SelectStepConfig]) -> int:
+        """As many as of responses."""
+        return len(context.artifact("responses").shards("responses"))
+
+    def open(self, context: StepContext[SelectStepConfig]) -> ShardWork:
+        """Scores a shard's candidates."""
         responses, config = context.artifact("responses"), context.config
-        scored = _score(responses, config)
-        chosen = choose(scored.candidates, config.selection, config.seed)
-        for index in range(len(responses.shards("responses"))):
-            table = responses.read_shard("responses", index)
-            keys = zip(table["uuid"].to_pylist(), table["sample_index"].to_pylist(), strict=True)
-            kept = pa.array([key in chosen for key in keys], pa.bool_())
-            context.output.write_shard("responses", index, table.filter(kept))
-        context.output.write_shard("candidates", 0, _candidate_table(scored.candidates, chosen, config.selection.score))
-        context.output.write_shard("sentences", 0, pa.Table.from_pylist(scored.sentences[:MAX_SENTENCES], SENTENCES))
-        return _facts(scored, chosen, config.selection)
+        scorer = CandidateScorer(config)
+        sentences = -(-MAX_SENTENCES // self.shard_count(context))
+
+        def score(shard: int) -> Iterator[Mapping[str, pa.Table]]:
+            left = sentences
+            for batch in responses.batches("responses", SEEN, shard):
+                candidates, found = scorer.score(batch, left)
+                left -= len(found)
+                yield {"sentences": found, self.table: candidates}
+
+        return score
+
+    def summarize(self, context: StepContext[SelectStepConfig]) -> dict[str, Any]:
+        """Chooses; writes which rows of the table `responses` stay."""
+        config = context.config
+        shards = list(context.output.tables(self.table))
+        candidates = pa.concat_tables(shards)
+        chosen = choose(candidates, config.selection, config.seed)
+        start = 0
+        for shard, content in enumerate(shards):
+            rows = np.flatnonzero(chosen[start : start + len(content)]).astype(np.int32)
+            context.output.write_shard("responses", shard, pa.table({ROW: rows}))
+            start += len(content)
+        return _facts(candidates, chosen, config.selection)
 
     def documents(self, config: SelectStepConfig, inputs: InputEstimates) -> Documents:
         """Each prompt's quota, as far as there are candidates and the budget goes."""
@@ -89,89 +101,87 @@ class SelectStep(StepKind[SelectStepConfig]):
         return pass_through_cost(inputs, SCORED)
 
 
-@dataclass
-class _Scored:
-    """Every candidate, the sentences of the first ones, and how many sentences there are of each kind."""
+class CandidateScorer:
+    """Scores responses by their sentences."""
 
-    candidates: list[Candidate] = field(default_factory=list)
-    sentences: list[dict[str, Any]] = field(default_factory=list)
-    kinds: Counter[str] = field(default_factory=Counter)
+    def __init__(self, config: SelectStepConfig) -> None:
+        self._splitter, self._threshold = SentenceSplitter(config.sentence_end), config.selection.threshold
+        self._names = list(dict.fromkeys([*BUILTIN, config.selection.score]))
 
+    def score(self, responses: pa.Table, sentences: int) -> tuple[pa.Table, pa.Table]:
+        """The candidates, and up to that many of their sentences."""
+        rows: list[dict[str, Any]] = []
+        examples: list[dict[str, Any]] = []
+        for row in numpy_rows(responses):
+            found = sentence_probabilities(row, self._splitter)
+            kinds = found.kinds(self._threshold)
+            counts = Counter(kinds)
+            rows.append(
+                {
+                    "uuid": row["uuid"],
+                    "sample_index": row["sample_index"],
+                    "text_hash": text_hash(row["text"]),
+                    **scores_of(found, self._names, self._threshold),
+                    **{kind: counts[kind] for kind in KINDS},
+                }
+            )
+            if len(examples) < sentences:
+                examples += _examples(found, kinds)
+        return pa.Table.from_pylist(rows, self._schema()), pa.Table.from_pylist(examples[:sentences], SENTENCES)
 
-def _score(responses: Artifact, config: SelectStepConfig) -> _Scored:
-    splitter, threshold = SentenceSplitter(config.sentence_end), config.selection.threshold
-    names = dict.fromkeys([*BUILTIN, config.selection.score])
-    scored = _Scored()
-    for row in responses.rows("responses"):
-        probabilities = sentence_probabilities(row, splitter)
-        kinds = probabilities.kinds(threshold)
-        scored.kinds.update(kinds)
-        if len(scored.sentences) < MAX_SENTENCES:
-            triples = zip(probabilities.teacher, probabilities.student, kinds, strict=True)
-            scored.sentences += [{"teacher": t, "student": s, "kind": kind} for t, s, kind in triples]
-        scores = scores_of(probabilities, names, threshold)
-        text_hash = hash_json(row["text"])
-        scored.candidates.append(Candidate(row["uuid"], row["sample_index"], scores, len(kinds), text_hash))
-    return scored
-
-
-def _facts(scored: _Scored, chosen: set[tuple[str, int]], selection: SelectionConfig) -> dict[str, Any]:
-    """For the manifest."""
-    candidates = scored.candidates
-    picked = [c.scores["share_above"] for c in candidates if (c.uuid, c.sample_index) in chosen]
-    return {
-        "counts": {
-            "candidates": len(candidates),
-            "prompts": len({c.uuid for c in candidates}),
-            "responses": len(chosen),
-        },
-        "sentence_kinds": {kind: scored.kinds[kind] for kind in KINDS},
-        "threshold": selection.threshold,
-        "mean_share_above": {
-            "candidates": float(np.mean([c.scores["share_above"] for c in candidates])),
-            "chosen": float(np.mean(picked)),
-        },
-    }
+    def _schema(self) -> pa.Schema:
+        schema = CANDIDATES
+        for name in self._names[len(BUILTIN) :]:
+            schema = schema.append(pa.field(name, pa.float32()))
+        return schema
 
 
-def choose(candidates: Iterable[Candidate], selection: SelectionConfig, seed: int) -> set[tuple[str, int]]:
-    """(uuid, sample_index) of the chosen candidates.
+def _examples(found: SentenceProbabilities, kinds: list[str]) -> list[dict[str, Any]]:
+    triples = zip(found.teacher, found.student, kinds, strict=True)
+    return [{"teacher": teacher, "student": student, "kind": kind} for teacher, student, kind in triples]
+
+
+def text_hash(text: str) -> int:
+    """64 bits of a text's SHA-256."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big", signed=True)
+
+
+def choose(candidates: pa.Table, selection: SelectionConfig, seed: int) -> NDArray[np.bool_]:
+    """Whether each candidate (schema CANDIDATES) is chosen, [candidates].
 
     Choice is within a prompt, so that topics on which the models differ don't crowd out the others: best score first,
     ties by mean difference; an exact repeat of a better candidate is skipped. A budget in all takes every prompt's
     first choice before any second one, prompts in random order.
     """
-    by_prompt: dict[str, list[Candidate]] = defaultdict(list)
-    for candidate in candidates:
-        by_prompt[candidate.uuid].append(candidate)
-
-    def rank(candidate: Candidate) -> tuple[float, ...]:
-        chance = sample_seed(seed, "select", candidate.uuid, candidate.sample_index)
-        if selection.method == "random":
-            return (chance,)
-        return (-candidate.scores[selection.score], -candidate.scores["mean_difference"], chance)
-
-    order: list[tuple[int, int, tuple[str, int]]] = []
-    for uuid, group in by_prompt.items():
-        seen: set[str] = set()
-        for candidate in sorted(group, key=rank):
-            if candidate.text_hash in seen or len(seen) == selection.responses_per_prompt:
-                continue
-            order.append((len(seen), sample_seed(seed, "budget", uuid), (uuid, candidate.sample_index)))
-            seen.add(candidate.text_hash)
-    return {key for _, _, key in sorted(order)[: selection.total]}
+    uuids, indices = candidates["uuid"].to_pylist(), candidates["sample_index"].to_pylist()
+    keys = [np.array([sample_seed(seed, "select", uuid, index) for uuid, index in zip(uuids, indices, strict=True)])]
+    if selection.method == "divergence":
+        keys += [-candidates[name].to_numpy() for name in ("mean_difference", selection.score)]
+    encoded = candidates["uuid"].combine_chunks().dictionary_encode()
+    prompts, hashes = encoded.indices.to_numpy(), candidates["text_hash"].to_numpy()
+    of_prompt = [sample_seed(seed, "budget", uuid) for uuid in encoded.dictionary.to_pylist()]
+    seen: list[set[int]] = [set() for _ in of_prompt]
+    order: list[tuple[int, int, int]] = []
+    for place in np.lexsort([*keys, prompts]).tolist():
+        taken = seen[prompts[place]]
+        if hashes[place] not in taken and len(taken) < selection.responses_per_prompt:
+            order.append((len(taken), of_prompt[prompts[place]], place))
+            taken.add(hashes[place])
+    chosen = np.zeros(len(candidates), np.bool_)
+    chosen[[place for _, _, place in sorted(order)[: selection.total]]] = True
+    return chosen
 
 
-def _candidate_table(candidates: Iterable[Candidate], chosen: set[tuple[str, int]], score: str) -> pa.Table:
-    schema = CANDIDATES if score in CANDIDATES.names else CANDIDATES.append(pa.field(score, pa.float32()))
-    rows = [
-        {
-            "uuid": c.uuid,
-            "sample_index": c.sample_index,
-            "chosen": (c.uuid, c.sample_index) in chosen,
-            "sentences": c.sentences,
-            **c.scores,
-        }
-        for c in candidates
-    ]
-    return pa.Table.from_pylist(rows, schema)
+def _facts(candidates: pa.Table, chosen: NDArray[np.bool_], selection: SelectionConfig) -> dict[str, Any]:
+    """For the manifest."""
+    shares = candidates["share_above"].to_numpy()
+    return {
+        "counts": {
+            "candidates": len(candidates),
+            "prompts": pc.count_distinct(candidates["uuid"]).as_py(),
+            "responses": int(chosen.sum()),
+        },
+        "sentence_kinds": {kind: pc.sum(candidates[kind]).as_py() for kind in KINDS},
+        "threshold": selection.threshold,
+        "mean_share_above": {"candidates": float(np.mean(shares)), "chosen": float(np.mean(shares[chosen]))},
+    }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from dasd_megatron.curation.sentences import SentenceSplitter, sentence_of_tokens
 
@@ -52,11 +52,10 @@ def sentence_probabilities(row: Mapping[str, Any], splitter: SentenceSplitter) -
     return SentenceProbabilities(np.maximum(np.exp(teacher[both]), tiny), np.maximum(np.exp(student[both]), tiny))
 
 
-def _mean_logprobs(logprobs: list[float], sentences: list[int], count: int) -> NDArray[np.float64]:
+def _mean_logprobs(logprobs: ArrayLike, sentences: NDArray[np.int64], count: int) -> NDArray[np.float64]:
     """Mean log-probability of the tokens of each sentence, [count]; NaN where a sentence has no token."""
-    index = np.asarray(sentences, dtype=np.int64)
-    kept = index >= 0
-    sums = np.bincount(index[kept], weights=np.asarray(logprobs, dtype=np.float64)[kept], minlength=count)
-    numbers = np.bincount(index[kept], minlength=count)
+    kept = sentences >= 0
+    sums = np.bincount(sentences[kept], weights=np.asarray(logprobs, dtype=np.float64)[kept], minlength=count)
+    numbers = np.bincount(sentences[kept], minlength=count)
     with np.errstate(invalid="ignore"):
         return np.where(numbers > 0, sums / np.maximum(numbers, 1), np.nan)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
-from collections.abc import Sequence
 from itertools import pairwise
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from dasd_megatron.tokenization.response_format import CLOSE, MARKUP, OPEN
 from dasd_megatron.utils.errors import UserError
@@ -41,6 +42,8 @@ class SentenceSplitter:
         return [data[start:end].decode() for start, end in pairwise([*starts, len(data)])]
 
 
-def sentence_of_tokens(token_starts: Sequence[int], sentence_starts: Sequence[int]) -> list[int]:
+def sentence_of_tokens(token_starts: ArrayLike, sentence_starts: ArrayLike) -> NDArray[np.int64]:
     """Number of the sentence in which each token starts; -1 for markup. The end of turn belongs to the last sentence."""
-    return [-1 if start == MARKUP else bisect_right(sentence_starts, start) - 1 for start in token_starts]
+    starts = np.asarray(token_starts, np.int64)
+    found = np.searchsorted(np.asarray(sentence_starts, np.int64), starts, side="right") - 1
+    return np.where(starts == MARKUP, -1, found)

@@ -7,7 +7,7 @@ of a response less the model's, over the same text. It needs no shared vocabular
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from dasd_megatron.sampling.engine_step import EngineStepConfig, EngineStepKind,
 from dasd_megatron.sampling.engines.engine import Engine, Request
 from dasd_megatron.sampling.seeds import sample_seed
 from dasd_megatron.steps.cost_estimate import TEXT, Cost, Documents, InputEstimates, responses_of
-from dasd_megatron.steps.step import StepContext
+from dasd_megatron.steps.step import ShardWork, StepContext
 from dasd_megatron.tokenization.response_format import response_format, response_tokens
 from dasd_megatron.tokenization.tokenizer import open_tokenizer
 from dasd_megatron.utils.errors import UserError
@@ -68,17 +68,17 @@ class EvaluateStep(EngineStepKind[EvaluateConfig]):
         """Shards of the problems."""
         return math.ceil(len(_problems(context)) / context.config.evaluation.problems_per_shard)
 
-    def open(self, context: StepContext[EvaluateConfig]) -> Callable[[int], Mapping[str, pa.Table]]:
+    def open(self, context: StepContext[EvaluateConfig]) -> ShardWork:
         """Loads the engine; answers and scores a shard."""
         size = context.config.evaluation.problems_per_shard
         problems, reference = _problems(context), context.artifact("reference")
         evaluator = Evaluator(context)
 
-        def work(shard: int) -> Mapping[str, pa.Table]:
+        def work(shard: int) -> Iterator[Mapping[str, pa.Table]]:
             responses: list[dict[str, Any]] = []
             if shard < len(reference.shards("responses")):
-                responses = reference.read_shard("responses", shard).to_pylist()
-            return {
+                responses = reference.read("responses", shard=shard).to_pylist()
+            yield {
                 "alignment": evaluator.alignment(responses),
                 self.table: evaluator.answers(problems[shard * size : (shard + 1) * size]),
             }
@@ -196,7 +196,7 @@ class Evaluator:
 
     def _in_own_tokens(self, question: str, text: str) -> tuple[list[int], list[int]]:
         prompt_ids = self._tokenizer.prompt_ids(question)
-        return prompt_ids, response_tokens(self._tokenizer, prompt_ids, text)[0]
+        return prompt_ids, response_tokens(self._tokenizer, [(prompt_ids, text)])[0][0].tolist()
 
 
 def mean_and_error(values: ArrayLike) -> dict[str, float]:

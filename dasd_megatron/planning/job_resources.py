@@ -17,7 +17,8 @@ class JobResources:
 
     Attributes:
         group: which part of the launch section they come from.
-        processes_per_node: ranks of a training step, engine processes of a sampling step, 1 of others.
+        processes_per_node: ranks of a training step, engine processes of a sampling step, of others as many as it has CPUs (1
+            where the recipe doesn't say how many).
         time: the limit, in seconds.
     """
 
@@ -43,6 +44,8 @@ def job_resources(recipe: Recipe, step: Step, gpus_per_node: int) -> JobResource
         case Ranks() as ranks:
             nodes, processes = _nodes_for(step, ranks, asked.nodes, gpus)
             gpus = min(gpus, processes)
+        case Replicas(_, 0):
+            processes = asked.cpus_per_node or 1
         case Replicas(count, gpus_each):
             if gpus and gpus < gpus_each:
                 raise UserError(

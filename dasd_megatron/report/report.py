@@ -103,7 +103,7 @@ def _figures(artifacts: Mapping[str, Artifact], models: list[str], summary: Mapp
     if dropped:
         drawn["Dropped rows, by reason"] = figures.dropped_by_reason(dropped)
     for name, artifact in _of_kind(artifacts, "rollout").items():
-        answers = artifact.read("responses")
+        answers = artifact.read("responses", ["max_tokens", "finish_reason"])
         cap = artifact.manifest["length_cap"]
         lengths = [tokens / cap for tokens in answers["max_tokens"].to_pylist()]
         truncated = [reason == "length" for reason in answers["finish_reason"].to_pylist()]

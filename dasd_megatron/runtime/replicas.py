@@ -1,4 +1,4 @@
-"""Engine processes side by side on one machine, each with GPUs of its own."""
+"""Processes of a step side by side on one machine, engines each with GPUs of their own."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from dasd_megatron.utils.errors import UserError
 
 
 def replica_count(replicas: Replicas) -> int:
-    """How many there are on this machine: as many as the step says, or one for each share of the GPUs."""
-    return replicas.count or max(1, len(visible_gpus()) // replicas.gpus_each)
+    """How many there are on this machine: as many as the step says, or one for each share of the GPUs, or each CPU core."""
+    if replicas.count is not None:
+        return replicas.count
+    return max(1, len(visible_gpus()) // replicas.gpus_each) if replicas.gpus_each else cpu_cores()
 
 
 def start_replicas(count: int, gpus_each: int, command: Sequence[str]) -> list[subprocess.Popen[bytes]]:
@@ -32,7 +34,7 @@ def start_replicas(count: int, gpus_each: int, command: Sequence[str]) -> list[s
 
 def gpu_shares(count: int, gpus_each: int) -> list[dict[str, str]]:
     """For each of `count` processes, the variables that leave it its own GPUs; empty on a machine without GPUs."""
-    gpus = visible_gpus()
+    gpus = visible_gpus() if gpus_each else []
     if not gpus:
         return [{} for _ in range(count)]
     if count * gpus_each > len(gpus):
@@ -42,6 +44,11 @@ def gpu_shares(count: int, gpus_each: int) -> list[dict[str, str]]:
         )
     starts = range(0, count * gpus_each, gpus_each)
     return [{"CUDA_VISIBLE_DEVICES": ",".join(gpus[start : start + gpus_each])} for start in starts]
+
+
+def cpu_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def visible_gpus() -> list[str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dasd_megatron import versions
-from dasd_megatron.artifacts.artifact import ArtifactWriter
+from dasd_megatron.artifacts.writer import ArtifactWriter
 from dasd_megatron.config.load import load_recipe
 from dasd_megatron.pipeline.graph import build_steps, find_step
 from dasd_megatron.runtime.git_source import source_of_this_code

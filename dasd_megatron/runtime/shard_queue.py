@@ -21,7 +21,9 @@ def run_shards(kind: ShardedStepKind[Any], context: StepContext[Any], command: S
     """Does every shard that is left, here or in replicas; returns facts for the manifest. `command` starts a replica."""
     count, pending = kind.shard_count(context), len(kind.pending(context))
     processes = kind.processes(context.config)
-    replicas = min(replica_count(processes), pending) if isinstance(processes, Replicas) else 1
+    replicas = 1
+    if isinstance(processes, Replicas):
+        replicas = min(replica_count(processes), pending, kind.useful_processes(context))
     with Progress(context.name, count, "shards", count - pending) as progress:
         if isinstance(processes, Replicas) and replicas > 1:
             _run_replicas(replicas, processes.gpus_each, kind, context, command, progress)
@@ -33,7 +35,7 @@ def run_shards(kind: ShardedStepKind[Any], context: StepContext[Any], command: S
             f"{context.name}: {len(missing)} of {count} shards are missing, since replicas failed (see above); run again to "
             "resume"
         )
-    return kind.summarize(context)
+    return kind.facts(context)
 
 
 def work_on_shards(kind: ShardedStepKind[Any], context: StepContext[Any], progress: Progress | None = None) -> None:
@@ -50,10 +52,7 @@ def work_on_shards(kind: ShardedStepKind[Any], context: StepContext[Any], progre
             with claim:
                 if not context.output.has_shard(kind.table, shard):
                     work = work or kind.open(context)
-                    tables = work(shard)
-                    if claim.is_held():  # else whoever took it over writes the same
-                        for table, content in tables.items():  # the step's own table comes last
-                            context.output.write_shard(table, shard, content)
+                    kind.write(context, work, shard, claim.is_held)  # whoever took it over writes the same
             idle, wait = False, POLL
             if progress is not None:
                 progress.update(count - len(kind.pending(context)))

@@ -6,8 +6,9 @@ from collections import Counter
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from dasd_megatron.artifacts.artifact import ArtifactWriter
+from dasd_megatron.artifacts.writer import ArtifactWriter
 from dasd_megatron.sampling.engines.engine import Request, Sample
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer
 
@@ -24,6 +25,7 @@ RESPONSES = pa.schema(
         ("prefix_ids", pa.list_(pa.int32())),  # of a response begun by another model; else empty
         ("token_ids", pa.list_(pa.int32())),
         ("logprobs", pa.list_(pa.float32())),  # nats, at T=1
+        ("tokens", pa.int32()),  # how many token_ids
         ("finish_reason", pa.string()),
         ("max_tokens", pa.int32()),  # the cap under which it was sampled
         ("text", pa.string()),
@@ -46,6 +48,7 @@ def response_table(
                 "prefix_ids": prefix_ids,
                 "token_ids": sample.token_ids,
                 "logprobs": sample.logprobs,
+                "tokens": len(sample.token_ids),
                 "finish_reason": sample.finish_reason,
                 "max_tokens": request.max_tokens,
                 "text": tokenizer.decode_bytes(sample.token_ids).decode(errors="replace"),
@@ -58,7 +61,7 @@ def count_responses(output: ArtifactWriter, table: str) -> dict[str, Any]:
     """Responses, tokens and how they ended, from the shards on disk."""
     reasons: Counter[str] = Counter()
     tokens = 0
-    for content in output.tables(table, ["finish_reason", "token_ids"]):
+    for content in output.tables(table, ["finish_reason", "tokens"]):
         reasons.update(content["finish_reason"].to_pylist())
-        tokens += len(content["token_ids"].combine_chunks().flatten())
+        tokens += pc.sum(content["tokens"]).as_py() or 0
     return {"counts": {"responses": reasons.total(), "tokens": tokens, "truncated": reasons["length"]}}

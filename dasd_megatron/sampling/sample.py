@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +18,7 @@ from dasd_megatron.sampling.engines.engine import Request
 from dasd_megatron.sampling.responses import count_responses, response_table
 from dasd_megatron.sampling.seeds import sample_seed
 from dasd_megatron.steps.cost_estimate import SAMPLED, Cost, Documents, InputEstimates, Unknown, responses_of
-from dasd_megatron.steps.step import StepContext
+from dasd_megatron.steps.step import ShardWork, StepContext
 from dasd_megatron.tokenization.tokenizer import open_tokenizer
 from dasd_megatron.utils.errors import UserError
 
@@ -43,14 +43,14 @@ class SampleStep(EngineStepKind[SampleConfig]):
         """Shards of the prompts that are asked."""
         return math.ceil(len(_prompts(context)) / context.config.sampling.prompts_per_shard)
 
-    def open(self, context: StepContext[SampleConfig]) -> Callable[[int], Mapping[str, pa.Table]]:
+    def open(self, context: StepContext[SampleConfig]) -> ShardWork:
         """Loads the engine; samples a shard's responses."""
         config, sampling = context.config, context.config.sampling
         tokenizer = open_tokenizer(context.inputs["model"], config.model)
         prompts = _prompts(context)
         engine = open_engine(context)
 
-        def sample(shard: int) -> Mapping[str, pa.Table]:
+        def sample(shard: int) -> Iterator[Mapping[str, pa.Table]]:
             size = sampling.prompts_per_shard
             rows, requests = [], []
             for prompt in prompts[shard * size : (shard + 1) * size]:
@@ -60,7 +60,7 @@ class SampleStep(EngineStepKind[SampleConfig]):
                     requests.append(Request(prompt_ids, seed, sampling.max_tokens))
                     rows.append({**prompt, "sample_index": index, "temperature": config.temperature})
             samples = engine.generate(requests, config.temperature, sampling.top_p, tokenizer.stop_ids)
-            return {self.table: response_table(rows, requests, samples, tokenizer)}
+            yield {self.table: response_table(rows, requests, samples, tokenizer)}
 
         return sample
 

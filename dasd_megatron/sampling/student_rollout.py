@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from dasd_megatron.sampling.responses import count_responses, response_table
 from dasd_megatron.sampling.sample import sampled_cost
 from dasd_megatron.sampling.seeds import sample_seed
 from dasd_megatron.steps.cost_estimate import Cost, Documents, InputEstimates
-from dasd_megatron.steps.step import StepContext
+from dasd_megatron.steps.step import ShardWork, StepContext
 from dasd_megatron.tokenization.tokenizer import open_tokenizer
 
 
@@ -42,23 +42,23 @@ class RolloutStep(EngineStepKind[RolloutConfig]):
         """Shards of the prompts that are asked."""
         return math.ceil(len(_prompts(context)) / context.config.prompts_per_shard)
 
-    def open(self, context: StepContext[RolloutConfig]) -> Callable[[int], Mapping[str, pa.Table]]:
+    def open(self, context: StepContext[RolloutConfig]) -> ShardWork:
         """Loads the engine; samples a shard's answers."""
         config = context.config
         tokenizer = open_tokenizer(context.inputs["model"], config.model)
         prompts = _prompts(context)
         engine = open_engine(context)
 
-        def answer(shard: int) -> Mapping[str, pa.Table]:
+        def answer(shard: int) -> Iterator[Mapping[str, pa.Table]]:
             size = config.prompts_per_shard
             rows, requests = [], []
             for prompt in prompts[shard * size : (shard + 1) * size]:
-                cap = math.ceil(config.length_cap * len(prompt.pop("student_token_ids")))
+                cap = math.ceil(config.length_cap * prompt.pop("student_tokens"))
                 seed = sample_seed(config.seed, "answer", prompt["uuid"])
                 requests.append(Request(tokenizer.prompt_ids(prompt["input"]), seed, cap))
                 rows.append({**prompt, "temperature": config.temperature})
             samples = engine.generate(requests, config.temperature, 1.0, tokenizer.stop_ids)
-            return {self.table: response_table(rows, requests, samples, tokenizer)}
+            yield {self.table: response_table(rows, requests, samples, tokenizer)}
 
         return answer
 
@@ -89,7 +89,7 @@ class RolloutStep(EngineStepKind[RolloutConfig]):
 
 def _prompts(context: StepContext[RolloutConfig]) -> list[dict[str, Any]]:
     """One row a prompt: its first selected response gives the teacher's length."""
-    columns = ["uuid", "sample_index", "input", "domain", "answer", "student_token_ids"]
+    columns = ["uuid", "sample_index", "input", "domain", "answer", "student_tokens"]
     first: dict[str, dict[str, Any]] = {}
     for row in context.artifact("responses").rows("responses", columns):
         first.setdefault(row["uuid"], row)

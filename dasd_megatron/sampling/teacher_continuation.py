@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from dasd_megatron.sampling.responses import count_responses, response_table
 from dasd_megatron.sampling.sample import sampled_cost
 from dasd_megatron.sampling.seeds import sample_seed
 from dasd_megatron.steps.cost_estimate import Cost, Documents, InputEstimates
-from dasd_megatron.steps.step import StepContext
+from dasd_megatron.steps.step import ShardWork, StepContext
 from dasd_megatron.tokenization.response_format import CLOSE, opening, response_format
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer, open_tokenizer
 from dasd_megatron.utils.errors import UserError
@@ -54,7 +54,7 @@ class ContinueStep(EngineStepKind[ContinueConfig]):
         """As many as of answers."""
         return len(context.artifact("answers").shards("responses"))
 
-    def open(self, context: StepContext[ContinueConfig]) -> Callable[[int], Mapping[str, pa.Table]]:
+    def open(self, context: StepContext[ContinueConfig]) -> ShardWork:
         """Loads the engine; cuts and continues a shard's answers."""
         config, answers = context.config, context.artifact("answers")
         teacher = open_tokenizer(context.inputs["model"], config.model)
@@ -62,9 +62,9 @@ class ContinueStep(EngineStepKind[ContinueConfig]):
         style = response_format(config.model.response_format, teacher)
         engine = open_engine(context)
 
-        def continue_shard(shard: int) -> Mapping[str, pa.Table]:
+        def continue_shard(shard: int) -> Iterator[Mapping[str, pa.Table]]:
             rows, requests, skipped = [], [], []
-            for answer in answers.read_shard("responses", shard).to_pylist():
+            for answer in answers.read("responses", shard=shard).to_pylist():
                 reason = _skip_reason(answer, config)
                 prefix = cut(answer, student, config.cut_after, config.seed) if reason is None else ""
                 if not prefix:
@@ -77,7 +77,7 @@ class ContinueStep(EngineStepKind[ContinueConfig]):
                 rows.append({**answer, "prefix_ids": prefix_ids, "temperature": config.temperature})
             top_p = config.sampling.top_p
             samples = engine.generate(requests, config.temperature, top_p, teacher.stop_ids) if requests else []
-            return {
+            yield {
                 "skipped": pa.Table.from_pylist(skipped, SKIPPED),
                 self.table: response_table(rows, requests, samples, teacher),
             }

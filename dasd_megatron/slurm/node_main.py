@@ -1,4 +1,4 @@
-"""One node's part of a step's job, as srun starts it: torchrun's ranks, engine replicas, or the step itself.
+"""One node's part of a step's job, as srun starts it: torchrun's ranks, replicas, or the step itself.
 
 python -m dasd_megatron.slurm.node_main RECIPE STEP --submission ID --processes N --outcome FILE
 
@@ -26,7 +26,7 @@ from dasd_megatron.config.recipe import Recipe
 from dasd_megatron.pipeline.graph import REPORT, build_steps, find_step
 from dasd_megatron.runtime.local_runner import TORCHRUN
 from dasd_megatron.runtime.publish import publish
-from dasd_megatron.runtime.replicas import start_replicas
+from dasd_megatron.runtime.replicas import replica_count, start_replicas
 from dasd_megatron.runtime.run_step import RUN_STEP
 from dasd_megatron.runtime.submission_record import SUBMISSION, Submission
 from dasd_megatron.slurm.grace_period import EarlyStop
@@ -68,7 +68,8 @@ def run_other_node(path: Path, step: Step, processes: int) -> str:
         return DONE if step.done or _train(path, step, processes, is_first=False) in EXIT_CODES.values() else AGAIN
     if isinstance(step.processes, Replicas):
         command = ["-m", RUN_STEP, str(path), step.name, "--replica", "--attempt", _attempt()]
-        for replica in start_replicas(processes, step.processes.gpus_each, command):
+        count = processes if step.processes.gpus_each else replica_count(step.processes)
+        for replica in start_replicas(count, step.processes.gpus_each, command):
             replica.wait()  # one that fails gives its shard back to the others
     return DONE
 

@@ -8,7 +8,7 @@ shape no result and enter no hash.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,9 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import pyarrow as pa
 
-from dasd_megatron.artifacts.artifact import Artifact, ArtifactWriter, is_complete
+from dasd_megatron.artifacts.artifact import Artifact, is_complete
+from dasd_megatron.artifacts.shard_file import GROUP_BYTES
+from dasd_megatron.artifacts.writer import ArtifactWriter
 from dasd_megatron.config.base import Config, ExecutionOnly, Positive
 from dasd_megatron.config.gpu_specs import GpuName
 from dasd_megatron.config.launch import NodeGroup
@@ -24,7 +26,7 @@ from dasd_megatron.steps.cost_estimate import Cost, Documents, InputEstimates, P
 from dasd_megatron.utils.hashing import fingerprint, hash_json
 
 # Raised when the format or meaning of a kind's artifact changes, so that older folders are not taken for new ones.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 class StepConfig(Config):
@@ -48,7 +50,7 @@ class Ranks:
 @dataclass(frozen=True)
 class Replicas:
     """A step runs as several processes that share out its shards: `count` on a machine, by default one for each share of its
-    GPUs of `gpus_each`."""
+    GPUs of `gpus_each`; of a step that uses no GPU (0), one for each CPU core."""
 
     count: int | None
     gpus_each: int
@@ -114,36 +116,61 @@ class StepKind(ABC, Generic[C]):
         return inputs.shards("responses")
 
 
+# Shard number -> its tables by name, a piece at a time; at least one piece.
+ShardWork = Callable[[int], Iterable[Mapping[str, pa.Table]]]
+
+
 class ShardedStepKind(StepKind[C]):
     """Maps numbered shards of its input to tables, each shard on its own, so that replicas can share them out."""
 
     # The table whose shard says that the work on that shard is done; written after the others.
     table: ClassVar[str] = "responses"
+    # Tables that hold only what the step adds to the same table of an input (artifacts/artifact.py): table -> input.
+    extends: ClassVar[Mapping[str, str]] = {}
+    # Of a row group of its tables, in memory.
+    group_bytes: ClassVar[int] = GROUP_BYTES
 
     @abstractmethod
     def shard_count(self, context: StepContext[C]) -> int:
         """Number of shards; cheap."""
 
     @abstractmethod
-    def open(self, context: StepContext[C]) -> Callable[[int], Mapping[str, pa.Table]]:
-        """Loads what the work needs, once a process, and returns the work: shard number -> tables by name."""
+    def open(self, context: StepContext[C]) -> ShardWork:
+        """Loads what the work needs, once a process, and returns the work."""
 
     @abstractmethod
     def summarize(self, context: StepContext[C]) -> dict[str, Any]:
         """Facts for the manifest, from the shards on disk."""
 
+    def facts(self, context: StepContext[C]) -> dict[str, Any]:
+        """All facts for the manifest."""
+        extends = {table: context.inputs[name].name for table, name in self.extends.items()}
+        return {"extends": extends, **self.summarize(context)}
+
+    def useful_processes(self, context: StepContext[C]) -> int:
+        """How many processes the step is worth; as many as it has shards by default."""
+        return self.shard_count(context)
+
     def pending(self, context: StepContext[C]) -> list[int]:
         """Shards that are not on disk yet."""
-        return [shard for shard in range(self.shard_count(context)) if not context.output.has_shard(self.table, shard)]
+        done = context.output.shard_numbers(self.table)
+        return [shard for shard in range(self.shard_count(context)) if shard not in done]
+
+    def write(self, context: StepContext[C], work: ShardWork, shard: int, wanted: Callable[[], bool]) -> None:
+        """Does one shard, and writes it if it's still `wanted` at the end."""
+        with context.output.shard(shard, self.table, self.group_bytes) as writer:
+            for tables in work(shard):
+                writer.write(tables)
+            if not wanted():
+                writer.discard()
 
     def run(self, context: StepContext[C]) -> dict[str, Any]:
         """All shards that are left, in this process."""
-        work: Callable[[int], Mapping[str, pa.Table]] | None = None
+        work: ShardWork | None = None
         for shard in self.pending(context):
             work = work or self.open(context)
-            for table, content in work(shard).items():
-                context.output.write_shard(table, shard, content)
-        return self.summarize(context)
+            self.write(context, work, shard, lambda: True)
+        return self.facts(context)
 
 
 @dataclass(frozen=True)

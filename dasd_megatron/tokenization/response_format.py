@@ -12,6 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dasd_megatron.tokenization.token_bytes import TokenBytes
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer
 from dasd_megatron.utils.errors import UserError
 
@@ -28,14 +32,14 @@ class Response:
 
     Attributes:
         text: canonical text.
-        token_starts: for each response token the byte offset in `text` where its content starts; MARKUP where it has none;
-            the end of the text for the token that ends the turn.
+        token_starts: int32 [tokens], for each response token the byte offset in `text` where its content starts; MARKUP where
+            it has none; the end of the text for the token that ends the turn.
         prefix_bytes: bytes of `text` that another model wrote (mixed policy), else 0.
         problem: why the response can't be used (a reason for the manifest), or None.
     """
 
     text: str
-    token_starts: list[int]
+    token_starts: NDArray[np.int32]
     prefix_bytes: int = 0
     problem: str | None = None
 
@@ -46,9 +50,7 @@ class ResponseFormat(Protocol):
     def prefix_ids(self, prefix: str, prompt_ids: Sequence[int]) -> list[int]:
         """Token ids that, after the prompt, make the model continue the canonical text `prefix`."""
 
-    def parse(
-        self, prompt_ids: Sequence[int], prefix_ids: Sequence[int], ids: Sequence[int], stopped: bool
-    ) -> Response:
+    def parse(self, prompt_ids: ArrayLike, prefix_ids: ArrayLike, ids: ArrayLike, stopped: bool) -> Response:
         """Canonical form of the response `prefix_ids + ids`; `stopped` says that the last id ends the turn."""
 
 
@@ -71,26 +73,33 @@ def structure_problem(text: str) -> str | None:
     return None if answer.strip() else "no_answer"
 
 
-def response_tokens(tokenizer: ChatTokenizer, prompt_ids: Sequence[int], text: str) -> tuple[list[int], list[int]]:
-    """A canonical response in a model's own tokens, end of turn included, and the byte offset in `text` of each.
+def response_tokens(
+    tokenizer: ChatTokenizer, responses: Sequence[tuple[Sequence[int], str]]
+) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
+    """Canonical responses in a model's own tokens, end of turn included, and the byte offset in the text of each token.
 
-    What the model's chat template has written of the response already (see `opening`) is not written again.
+    What the model's chat template has written of a response already (see `opening`) is not written again.
+
+    Args:
+        responses: of each its prompt's ids and its text.
     """
-    body = _unopened(tokenizer, prompt_ids, text)
-    size = len(text.encode())
-    skipped = size - len(body.encode())
-    ids, starts = tokenizer.encode_with_spans(body)
-    return [*ids, tokenizer.end_of_turn_id], [*(skipped + start for start in starts), size]
+    bodies = [_unopened(tokenizer, prompt_ids, text) for prompt_ids, text in responses]
+    found = []
+    for (_, text), body, (ids, starts) in zip(responses, bodies, tokenizer.encode_with_spans(bodies), strict=True):
+        size = len(text.encode())
+        skipped = size - len(body.encode())
+        found.append((np.append(ids, np.int32(tokenizer.end_of_turn_id)), np.append(starts + skipped, np.int32(size))))
+    return found
 
 
-def _unopened(tokenizer: ChatTokenizer, prompt_ids: Sequence[int], text: str) -> str:
+def _unopened(tokenizer: ChatTokenizer, prompt_ids: ArrayLike, text: str) -> str:
     """`text` without the `<think>` that the chat template has written, however the text spaces it."""
     return text.lstrip().removeprefix(OPEN).lstrip("\n") if opening(tokenizer, prompt_ids) else text
 
 
-def opening(tokenizer: ChatTokenizer, prompt_ids: Sequence[int]) -> str:
+def opening(tokenizer: ChatTokenizer, prompt_ids: ArrayLike) -> str:
     """What the chat template itself writes of the response: those of some thinking models open the reasoning."""
-    match = re.search(rb"<think>\s*$", tokenizer.decode_bytes(prompt_ids[-4:]))
+    match = re.search(rb"<think>\s*$", tokenizer.decode_bytes(np.asarray(prompt_ids, np.int32)[-4:]))
     return match.group().decode() if match else ""
 
 
@@ -103,17 +112,15 @@ class Think:
     def prefix_ids(self, prefix: str, prompt_ids: Sequence[int]) -> list[int]:
         return self._tokenizer.encode(_unopened(self._tokenizer, prompt_ids, prefix))
 
-    def parse(
-        self, prompt_ids: Sequence[int], prefix_ids: Sequence[int], ids: Sequence[int], stopped: bool
-    ) -> Response:
-        data = bytearray(opening(self._tokenizer, prompt_ids).encode() + self._tokenizer.decode_bytes(prefix_ids))
-        prefix_bytes = len(data) if prefix_ids else 0
-        starts = []
-        for token in ids[:-1] if stopped else ids:
-            starts.append(len(data))
-            data += self._tokenizer.token_bytes[token]
+    def parse(self, prompt_ids: ArrayLike, prefix_ids: ArrayLike, ids: ArrayLike, stopped: bool) -> Response:
+        before = opening(self._tokenizer, prompt_ids).encode()
+        prefix, own = self._tokenizer.decode_bytes(prefix_ids), np.asarray(ids, np.int32)
+        content = own[:-1] if stopped else own
+        data = before + prefix + self._tokenizer.decode_bytes(content)
+        starts = self._tokenizer.token_bytes.starts(content) + np.int32(len(before) + len(prefix))
         if stopped:
-            starts.append(len(data))
+            starts = np.append(starts, np.int32(len(data)))
+        prefix_bytes = len(before) + len(prefix) if prefix else 0
         try:
             text = data.decode()
         except UnicodeDecodeError:
@@ -140,6 +147,7 @@ class Harmony:
                     f"{tokenizer.folder}: response_format is harmony, but the tokenizer has no token {name}"
                 )
             self._names[token] = name
+        self._ids = np.array(list(self._names), np.int32)
 
     def prefix_ids(self, prefix: str, prompt_ids: Sequence[int]) -> list[int]:
         thinking, close, answer = prefix.lstrip().removeprefix(OPEN).removeprefix("\n").partition(CLOSE)
@@ -148,47 +156,73 @@ class Harmony:
             text += "<|end|><|start|>assistant<|channel|>final<|message|>" + answer.lstrip("\n")
         return self._tokenizer.encode(text)
 
-    def parse(
-        self, prompt_ids: Sequence[int], prefix_ids: Sequence[int], ids: Sequence[int], stopped: bool
-    ) -> Response:
-        data = bytearray()
-        starts: list[int] = []
-        problem: str | None = None
-        header, channel, part = bytearray(), "", ""  # part: the channel whose content is being read, "" in a header
-        for place, token in enumerate([*prefix_ids, *ids], 1):
-            special = self._names.get(token)
-            if special is None and stopped and place == len(prefix_ids) + len(ids):
-                special = "<|return|>"  # another of the model's stop tokens
-            start = MARKUP
-            if special is None and part:
-                start = len(data)
-                data += self._tokenizer.token_bytes[token]
-            elif special is None:
-                header += self._tokenizer.token_bytes[token]
-            elif special == "<|message|>":
-                channel = header.decode(errors="replace").removeprefix("assistant").strip()
-                if channel not in ("analysis", "final") or (channel == "final" and CLOSE.encode() in data):
-                    problem = problem or "tool_call"
-                data += self._join(channel, bool(data))
-                part = channel
-            else:
-                if special == "<|call|>":
-                    problem = problem or "tool_call"
-                if special == "<|return|>":
-                    start = len(data)
-                part, header = "", bytearray()
-            starts.append(start)
-        own = starts[len(prefix_ids) :]
-        prefix_bytes = next((start for start in own if start != MARKUP), len(data)) if prefix_ids else 0
+    def parse(self, prompt_ids: ArrayLike, prefix_ids: ArrayLike, ids: ArrayLike, stopped: bool) -> Response:
+        prefix = np.asarray(prefix_ids, np.int32)
+        tokens = np.concatenate([prefix, np.asarray(ids, np.int32)])
+        messages = _Messages(self._tokenizer.token_bytes, len(tokens))
+        marks = np.flatnonzero(np.isin(tokens, self._ids)).tolist()
+        if stopped and (not marks or marks[-1] != len(tokens) - 1):
+            marks.append(len(tokens) - 1)  # another of the model's stop tokens
+        reached = 0
+        for mark in marks:
+            messages.text(reached, tokens[reached:mark])
+            messages.mark(mark, self._names.get(int(tokens[mark]), "<|return|>"))
+            reached = mark + 1
+        messages.text(reached, tokens[reached:])
+        own = messages.starts[len(prefix) :]
+        prefix_bytes = 0
+        if len(prefix):
+            placed = own[own != MARKUP]
+            prefix_bytes = int(placed[0]) if len(placed) else len(messages.data)
         try:
-            text = data.decode()
+            text = messages.data.decode()
         except UnicodeDecodeError:
-            return Response(data.decode(errors="replace"), own, prefix_bytes, "invalid_utf8")
-        return Response(text, own, prefix_bytes, problem or structure_problem(text))
+            return Response(messages.data.decode(errors="replace"), own, prefix_bytes, "invalid_utf8")
+        return Response(text, own, prefix_bytes, messages.problem or structure_problem(text))
 
-    @staticmethod
-    def _join(channel: str, continued: bool) -> bytes:
-        """Canonical markup before a message's content."""
-        if channel == "final":
-            return f"\n{CLOSE}\n\n".encode() if continued else f"{OPEN}\n{CLOSE}\n\n".encode()
-        return b"\n" if continued else f"{OPEN}\n".encode()
+
+class _Messages:
+    """Harmony's messages, read one stretch of tokens between two markers after another.
+
+    Attributes:
+        data: the canonical text so far.
+        starts: int32 [tokens], see Response.token_starts.
+        problem: why the response can't be used, or None.
+    """
+
+    def __init__(self, token_bytes: TokenBytes, tokens: int) -> None:
+        self._token_bytes = token_bytes
+        self.data, self.starts = bytearray(), np.full(tokens, MARKUP, np.int32)
+        self.problem: str | None = None
+        # The channel whose content is being read, "" in a header.
+        self._part, self._header = "", bytearray()
+
+    def text(self, place: int, ids: NDArray[np.int32]) -> None:
+        """Tokens from `place` on, none of them a marker."""
+        if self._part:
+            self.starts[place : place + len(ids)] = self._token_bytes.starts(ids) + np.int32(len(self.data))
+            self.data += self._token_bytes.join(ids)
+        else:
+            self._header += self._token_bytes.join(ids)
+
+    def mark(self, place: int, name: str) -> None:
+        """The marker at `place`."""
+        if name == "<|message|>":
+            channel = self._header.decode(errors="replace").removeprefix("assistant").strip()
+            if channel not in ("analysis", "final") or (channel == "final" and CLOSE.encode() in self.data):
+                self.problem = self.problem or "tool_call"
+            self.data += _join(channel, bool(self.data))
+            self._part = channel
+            return
+        if name == "<|call|>":
+            self.problem = self.problem or "tool_call"
+        if name == "<|return|>":
+            self.starts[place] = len(self.data)
+        self._part, self._header = "", bytearray()
+
+
+def _join(channel: str, continued: bool) -> bytes:
+    """Canonical markup before a message's content."""
+    if channel == "final":
+        return f"\n{CLOSE}\n\n".encode() if continued else f"{OPEN}\n{CLOSE}\n\n".encode()
+    return b"\n" if continued else f"{OPEN}\n".encode()

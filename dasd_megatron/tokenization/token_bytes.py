@@ -9,6 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from dasd_megatron.utils.errors import UserError
 
 
@@ -34,12 +37,26 @@ class TokenBytes:
             )
         else:
             convert = str.encode
-        self._bytes = {index: convert(token) for token, index in tokens.items()}
-        for added in definition.get("added_tokens", []):
-            self._bytes[added["id"]] = added["content"].encode()
+        known = {index: convert(token) for token, index in tokens.items()}
+        known.update({added["id"]: added["content"].encode() for added in definition.get("added_tokens", [])})
+        # By id; the last entry stands for all ids beyond: padded vocabulary rows have no text.
+        self._bytes = [known.get(index, b"") for index in range(max(known) + 2)]
+        self._sizes = np.array([len(content) for content in self._bytes], np.int32)
 
     def __getitem__(self, token: int) -> bytes:
-        return self._bytes.get(token, b"")  # padded vocabulary rows have no text
+        return self._bytes[min(token, len(self._bytes) - 1)]
+
+    def join(self, ids: ArrayLike) -> bytes:
+        """The bytes of these tokens, one after another."""
+        return b"".join(map(self._bytes.__getitem__, self._known(ids).tolist()))
+
+    def starts(self, ids: ArrayLike) -> NDArray[np.int32]:
+        """Where each of these tokens starts in their bytes, [n]."""
+        sizes = self._sizes[self._known(ids)]
+        return np.cumsum(sizes, dtype=np.int32) - sizes
+
+    def _known(self, ids: ArrayLike) -> NDArray[np.int32]:
+        return np.minimum(np.asarray(ids, np.int32), len(self._bytes) - 1)
 
 
 def _names(part: Mapping[str, Any] | None) -> set[str]:
@@ -69,29 +86,18 @@ def _sentencepiece(token: str) -> bytes:
     return token.replace("▁", " ").encode()
 
 
-def byte_spans(text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]], token_bytes: TokenBytes) -> list[int]:
-    """Byte offset in `text` where each token starts; a token ends where the next one starts, the last with the text.
+def spans_of_normalized(
+    text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]], token_bytes: TokenBytes
+) -> list[int]:
+    """Byte offset in `text` where each token starts, where the tokenizer normalises text (Qwen: NFC).
 
-    The spans partition the text's UTF-8 bytes exactly. Where the tokenizer normalises text (Qwen: NFC), its tokens' bytes
-    differ from the text's; then tokens share out the bytes of the characters that they came from.
+    Its tokens' bytes differ from the text's then; they share out the bytes of the characters that they came from, and still
+    partition the text.
 
     Args:
         ids: token ids of `text`, [n].
         offsets: the tokenizer's (start, end) character offsets of each token, [n].
     """
-    starts, total = [], 0
-    for token in ids:
-        starts.append(total)
-        total += len(token_bytes[token])
-    data = text.encode()
-    if total == len(data) and b"".join(token_bytes[token] for token in ids) == data:
-        return starts
-    return _spans_of_normalized(text, ids, offsets, token_bytes)
-
-
-def _spans_of_normalized(
-    text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]], token_bytes: TokenBytes
-) -> list[int]:
     position = [0]  # byte offset of each character
     for character in text:
         position.append(position[-1] + len(character.encode()))

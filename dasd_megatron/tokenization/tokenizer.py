@@ -8,8 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from dasd_megatron.config.models import ModelConfig
-from dasd_megatron.tokenization.token_bytes import TokenBytes, byte_spans
+from dasd_megatron.tokenization.token_bytes import TokenBytes, spans_of_normalized
 from dasd_megatron.utils.errors import UserError
 
 # Stands for the assistant's turn when looking for what the template puts after it.
@@ -51,21 +54,37 @@ class ChatTokenizer:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
         return ids
 
-    def encode_with_spans(self, text: str) -> tuple[list[int], list[int]]:
-        """Token ids of `text`, and the byte offset in its UTF-8 form where each token starts (see `byte_spans`)."""
-        encoding = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        starts = byte_spans(text, encoding["input_ids"], encoding["offset_mapping"], self.token_bytes)
-        return encoding["input_ids"], starts
+    def encode_with_spans(self, texts: Sequence[str]) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
+        """Of each text its token ids, and the byte offset in its UTF-8 form where each token starts.
 
-    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        A token ends where the next one starts, the last with the text: the spans partition its bytes exactly.
+        """
+        encodings = self._tokenizer.backend_tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        found = []
+        for text, encoding in zip(texts, encodings, strict=True):
+            ids = np.array(encoding.ids, np.int32)
+            if self.token_bytes.join(ids) == text.encode():
+                starts = self.token_bytes.starts(ids)
+            else:
+                offsets = self._tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).offsets
+                starts = np.array(spans_of_normalized(text, encoding.ids, offsets, self.token_bytes), np.int32)
+            found.append((ids, starts))
+        return found
+
+    def decode_bytes(self, ids: ArrayLike) -> bytes:
         """The bytes that these tokens stand for, special tokens as their names."""
-        return b"".join(self.token_bytes[token] for token in ids)
+        return self.token_bytes.join(ids)
+
+    def special_tokens(self, ids: ArrayLike) -> list[int]:
+        """Those of `ids` that the tokenizer marks special, in their order: they structure a conversation and are no text."""
+        tokens = np.asarray(ids, np.int32)
+        found: list[int] = tokens[np.isin(tokens, self._special_ids)].tolist()
+        return found
 
     @cached_property
-    def special_ids(self) -> frozenset[int]:
-        """Ids of the tokens that the tokenizer marks special: they structure a conversation and are no text."""
+    def _special_ids(self) -> NDArray[np.int32]:
         added = self._tokenizer.added_tokens_decoder
-        return frozenset(token for token, content in added.items() if content.special)
+        return np.array([token for token, content in added.items() if content.special], np.int32)
 
     @cached_property
     def stop_ids(self) -> list[int]:

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from dasd_megatron.artifacts.artifact import Artifact
+from dasd_megatron.artifacts.shard_reader import ShardReader
 from dasd_megatron.megatron_model.micro_batch import Pack
+
+# Shards whose files are open at a time; their packs are read as they are needed.
+OPEN_SHARDS = 16
 
 
 class PackDataset:
     """The packs of an artifact, in an order that is reshuffled every epoch and depends on nothing but the seed."""
 
     def __init__(self, artifact: Artifact, seed: int, isolate_documents: bool) -> None:
-        self._table = artifact.read("packs")
         self.context_length: int = artifact.manifest["context_length"]
         self._seed = seed
         self._isolate = isolate_documents
+        shards = [shard["rows"] for shard in artifact.shards("packs")]
+        self._starts = np.concatenate([[0], np.cumsum(shards, dtype=np.int64)])
+        self._tokens = _readers(artifact, ["input_ids", "loss_mask"])
+        self._documents = _readers(artifact, ["document_lengths", "uuids"])
 
     def __len__(self) -> int:
-        return len(self._table)
+        return int(self._starts[-1])
 
     def index(self, sample: int) -> int:
         """The pack that is the `sample`-th to be trained on, counted over all epochs."""
@@ -30,20 +39,30 @@ class PackDataset:
 
     def pack(self, sample: int) -> Pack:
         """The `sample`-th pack to be trained on."""
-        index = self.index(sample)
-        ids = self._table["input_ids"][index].values.to_numpy()
-        targets = self._table["loss_mask"][index].values.to_numpy(zero_copy_only=False)
+        row = self._row(self._tokens, sample)
+        ids = row["input_ids"][0].values.to_numpy()
+        targets = row["loss_mask"][0].values.to_numpy(zero_copy_only=False)
         return Pack(ids, targets, self.attended_lengths(sample))
 
     def attended_lengths(self, sample: int) -> list[int]:
         """Tokens of each document of that pack; of the whole pack where documents aren't isolated."""
-        lengths: list[int] = self._table["document_lengths"][self.index(sample)].as_py()
+        lengths: list[int] = self._row(self._documents, sample)["document_lengths"][0].as_py()
         return lengths if self._isolate else [sum(lengths)]
 
     def uuids(self, sample: int) -> list[str]:
         """The documents of that pack."""
-        uuids: list[str] = self._table["uuids"][self.index(sample)].as_py()
+        uuids: list[str] = self._row(self._documents, sample)["uuids"][0].as_py()
         return uuids
+
+    def _row(self, readers: Callable[[int], ShardReader], sample: int) -> pa.Table:
+        index = self.index(sample)
+        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return readers(shard).take(np.array([index - self._starts[shard]]))
+
+
+def _readers(artifact: Artifact, columns: list[str]) -> Callable[[int], ShardReader]:
+    """Readers of an artifact's shards of packs; those used last stay open."""
+    return lru_cache(maxsize=OPEN_SHARDS)(lambda shard: artifact.reader("packs", shard, columns))
 
 
 @lru_cache(maxsize=2)

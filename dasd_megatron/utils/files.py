@@ -17,25 +17,53 @@ from dasd_megatron.utils.errors import UserError
 REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
+class AtomicFile:
+    """A file beside `path`, open for writing, that gets its name once it is whole.
+
+    Raises UserError where the disk is full or the folder can't be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.file: IO[bytes] = self._temporary.open("wb")
+        except OSError as error:
+            raise disk_error(path, error) from error
+
+    def commit(self) -> None:
+        """Makes it durable, and renames it."""
+        try:
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            self.file.close()
+            self._temporary.rename(self.path)
+            sync(self.path.parent)
+        except OSError as error:
+            raise disk_error(self.path, error) from error
+
+    def discard(self) -> None:
+        """Removes what was not committed."""
+        with contextlib.suppress(OSError):  # what can't be flushed to a full disk isn't wanted
+            self.file.close()
+        with contextlib.suppress(OSError):
+            self._temporary.unlink(missing_ok=True)
+
+
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Calls `write` with a file beside `path` and renames it to `path` once it is on disk.
 
     Raises UserError where the disk is full or the folder can't be written; nothing is left behind then.
     """
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    made = AtomicFile(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-        sync(path.parent)
+        write(made.file)
+        made.commit()
     except OSError as error:
         raise disk_error(path, error) from error
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        made.discard()
 
 
 def disk_error(path: Path, error: OSError) -> UserError:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from dasd_megatron.artifacts.artifact import ArtifactWriter
+from dasd_megatron.artifacts.writer import ArtifactWriter
 from dasd_megatron.config.training import MemoryConfig, ParallelConfig, TrainingConfig
 from dasd_megatron.curation.packing import PACKS
 from dasd_megatron.training.train_step_config import TrackingConfig, TrainConfig

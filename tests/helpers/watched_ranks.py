@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from dasd_megatron.artifacts.artifact import ArtifactWriter
+from dasd_megatron.artifacts.writer import ArtifactWriter
 from dasd_megatron.steps.step import StepContext
 from dasd_megatron.utils.child_process import die_with_launcher
 from dasd_megatron.utils.errors import Stopped, UserError

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from conversion.convert import import_hf
-from dasd_megatron.artifacts.artifact import ArtifactWriter
+from dasd_megatron.artifacts.writer import ArtifactWriter
 from dasd_megatron.config.training import ParallelConfig
 from dasd_megatron.curation.packing import PACKS
 from tests.conftest import ROOT

@@ -9,7 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from dasd_megatron.artifacts.artifact import Artifact, ArtifactWriter
+from dasd_megatron.artifacts.artifact import Artifact
+from dasd_megatron.artifacts.writer import ArtifactWriter
 from dasd_megatron.utils.errors import UserError
 from dasd_megatron.utils.files import disk_error, write_atomically
 from dasd_megatron.utils.hashing import END_BYTES, WHOLE_FILE_LIMIT, fingerprint
@@ -30,7 +31,7 @@ def test_round_trip(tmp_path: Path) -> None:
     artifact = Artifact(tmp_path / "a")
     assert artifact.read("rows").to_pylist() == TABLE.to_pylist() * 2
     assert list(artifact.rows("dropped")) == []
-    assert artifact.read_shard("rows", 1).equals(TABLE)
+    assert artifact.read("rows", shard=1).equals(TABLE)
     assert artifact.manifest["counts"] == {"rows": 4}
 
 

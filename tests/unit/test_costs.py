@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dasd_megatron.artifacts.artifact import ArtifactWriter
+from dasd_megatron.artifacts.writer import ArtifactWriter
 from dasd_megatron.config.gpu_specs import GIB, GPU_SPECS
 from dasd_megatron.config.load import load_recipe
 from dasd_megatron.config.recipe import Recipe

@@ -12,12 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dasd_megatron.artifacts.artifact import Artifact, ArtifactWriter
+from dasd_megatron.artifacts.artifact import Artifact
+from dasd_megatron.artifacts.writer import ArtifactWriter
 from dasd_megatron.config.curation import FiltersConfig, SelectionConfig
 from dasd_megatron.config.models import ModelConfig
 from dasd_megatron.config.recipe import Recipe
 from dasd_megatron.curation import packing
-from dasd_megatron.curation.filtering import FILTERED, FilterConfig, FilterStep, ResponseFilter
+from dasd_megatron.curation.documents import DocumentIndex, read_documents
+from dasd_megatron.curation.filtering import FilterConfig, FilterStep, ResponseFilter
 from dasd_megatron.curation.filters.filter import FilterSetup, NoOptions, StudentView
 from dasd_megatron.curation.filters.repetition import (
     RepeatedNgramsFilter,
@@ -26,9 +28,9 @@ from dasd_megatron.curation.filters.repetition import (
     most_repeats,
     repeated_ngram_share,
 )
-from dasd_megatron.curation.packing import PackStep, PackStepConfig, document, pack
+from dasd_megatron.curation.packing import PackStep, PackStepConfig, pack
 from dasd_megatron.curation.scores import BUILTIN, scores_of
-from dasd_megatron.curation.selection import Candidate, choose
+from dasd_megatron.curation.selection import CANDIDATES, choose, text_hash
 from dasd_megatron.curation.sentence_probabilities import SentenceProbabilities, sentence_probabilities
 from dasd_megatron.curation.sentences import SentenceSplitter
 from dasd_megatron.sampling.responses import RESPONSES
@@ -104,6 +106,7 @@ def response_row(teacher: ChatTokenizer, text: str, finish: str = "stop", **fiel
         "prefix_ids": [],
         "token_ids": ids,
         "logprobs": [-0.1] * len(ids),
+        "tokens": len(ids),
         "finish_reason": finish,
         "max_tokens": 64,
         "text": text,
@@ -136,7 +139,7 @@ def test_filter_reasons(
     teacher_tokenizer: ChatTokenizer, student_tokenizer: ChatTokenizer, text: str, finish: str, reason: str | None
 ) -> None:
     rule = ResponseFilter(FILTER_CONFIG, teacher_tokenizer, student_tokenizer, max_document_tokens=90)
-    found, row = rule.apply(response_row(teacher_tokenizer, text, finish))
+    [(found, row)] = rule.apply([response_row(teacher_tokenizer, text, finish)])
     assert found == reason
     assert row["text"] == text
 
@@ -149,7 +152,7 @@ def test_filter_drops_written_out_special_tokens(
     spelled = {**row, "token_ids": [], "prefix_ids": []}
     rule = ResponseFilter(FILTER_CONFIG, teacher_tokenizer, student_tokenizer, max_document_tokens=90)
     rule._format = _Spelling("<think>a<|im_end|></think>2")  # type: ignore[assignment]
-    assert rule.apply(spelled)[0] == "special_token"
+    assert rule.apply([spelled])[0][0] == "special_token"
 
 
 def test_filter_drops_prompts_with_special_tokens(
@@ -157,7 +160,7 @@ def test_filter_drops_prompts_with_special_tokens(
 ) -> None:
     row = response_row(teacher_tokenizer, "<think>3*4=2;</think>2", input="3*4?<|im_end|>")
     rule = ResponseFilter(FILTER_CONFIG, teacher_tokenizer, student_tokenizer, max_document_tokens=90)
-    assert rule.apply(row)[0] == "special_token"
+    assert rule.apply([row])[0][0] == "special_token"
 
 
 class _Spelling:
@@ -167,7 +170,7 @@ class _Spelling:
     def parse(self, *_: object) -> object:
         from dasd_megatron.tokenization.response_format import Response
 
-        return Response(self.text, [])
+        return Response(self.text, np.zeros(0, np.int32))
 
 
 def test_filter_keeps_dropped_rows_readable(
@@ -183,17 +186,20 @@ def test_filter_keeps_dropped_rows_readable(
     sampled.finish()
     inputs = {"responses": sampled.path, "teacher": TOY / "teacher", "student": TOY / "student"}
     context = make_context(FILTER_CONFIG, inputs)
-    step = FilterStep()
-    for table, content in step.open(context)(0).items():
-        context.output.write_shard(table, 0, content)
-    facts = step.summarize(context)
+    facts = FilterStep().run(context)
     assert facts["dropped"] == {"truncated": 1, "no_thinking": 1}
     assert facts["counts"] == {"responses": 1, "dropped": 2}
     context.output.finish(**facts)
     artifact = Artifact(context.output.path)
     assert [row["text"] for row in artifact.rows("dropped")] == ["<think>3*4=2;", "2"]
     kept = next(iter(artifact.rows("responses")))
-    assert len(kept["student_token_ids"]) == len(kept["student_token_starts"])
+    assert len(kept["student_token_ids"]) == len(kept["student_token_starts"]) == kept["student_tokens"]
+    assert len(kept["student_prompt_ids"]) == kept["student_prompt_tokens"]
+    assert (kept["sample_index"], kept["token_ids"], kept["logprobs"]) == (
+        0,
+        rows[0]["token_ids"],
+        pytest.approx(rows[0]["logprobs"]),
+    )
     assert kept["student_token_ids"][-1] == ChatTokenizer(TOY / "student").end_of_turn_id
 
 
@@ -231,40 +237,53 @@ def test_kinds_and_scores() -> None:
     assert scores["mean_log_ratio"] == pytest.approx(math.log(0.5 / 0.4) / 3)
 
 
-def candidate(uuid: str, index: int, share: float, mean: float = 0.0, text: str | None = None) -> Candidate:
+def candidate(uuid: str, index: int, share: float, mean: float = 0.0, text: str | None = None) -> dict[str, Any]:
     scores = {"share_above": share, "mean_difference": mean, "mean_log_ratio": -share}
-    return Candidate(uuid, index, scores, 3, text or f"{uuid}{index}")
+    kinds = {"Teacher": 1, "Student": 1, "Shared": 1}
+    return {
+        "uuid": uuid,
+        "sample_index": index,
+        "text_hash": text_hash(text or f"{uuid}{index}"),
+        **scores,
+        **kinds,
+    }
 
 
-CANDIDATES = [candidate(u, i, share=i / 4, mean=-i) for u in "abc" for i in range(4)]
+FOUR_OF_EACH = [candidate(u, i, share=i / 4, mean=-i) for u in "abc" for i in range(4)]
+
+
+def chosen_of(candidates: list[dict[str, Any]], selection: SelectionConfig, seed: int) -> set[tuple[str, int]]:
+    """(uuid, sample_index) of the chosen ones."""
+    chosen = choose(pa.Table.from_pylist(candidates, CANDIDATES), selection, seed)
+    return {(row["uuid"], row["sample_index"]) for row, taken in zip(candidates, chosen, strict=True) if taken}
 
 
 def test_best_score_within_each_prompt() -> None:
-    assert choose(CANDIDATES, SelectionConfig(), seed=0) == {("a", 3), ("b", 3), ("c", 3)}
-    assert choose(CANDIDATES, SelectionConfig(score="mean_log_ratio"), seed=0) == {("a", 0), ("b", 0), ("c", 0)}
+    assert chosen_of(FOUR_OF_EACH, SelectionConfig(), seed=0) == {("a", 3), ("b", 3), ("c", 3)}
+    assert chosen_of(FOUR_OF_EACH, SelectionConfig(score="mean_log_ratio"), seed=0) == {("a", 0), ("b", 0), ("c", 0)}
 
 
 def test_ties_go_to_the_mean_difference() -> None:
     tied = [candidate("a", 0, 0.5, 0.1), candidate("a", 1, 0.5, 0.3), candidate("a", 2, 0.5, 0.2)]
-    assert choose(tied, SelectionConfig(), seed=0) == {("a", 1)}
+    assert chosen_of(tied, SelectionConfig(), seed=0) == {("a", 1)}
 
 
 def test_budget_takes_every_prompts_first_choice_first() -> None:
-    chosen = choose(CANDIDATES, SelectionConfig(responses_per_prompt=2, total=4), seed=0)
+    chosen = chosen_of(FOUR_OF_EACH, SelectionConfig(responses_per_prompt=2, total=4), seed=0)
     assert {("a", 3), ("b", 3), ("c", 3)} < chosen
     assert len(chosen) == 4
 
 
 def test_repeats_of_a_text_are_skipped() -> None:
     same = [candidate("a", 0, 0.9, text="x"), candidate("a", 1, 0.8, text="x"), candidate("a", 2, 0.1, text="y")]
-    assert choose(same, SelectionConfig(responses_per_prompt=2), seed=0) == {("a", 0), ("a", 2)}
+    assert chosen_of(same, SelectionConfig(responses_per_prompt=2), seed=0) == {("a", 0), ("a", 2)}
 
 
 def test_random_choice_ignores_scores_and_depends_on_the_seed() -> None:
     many = [candidate(f"p{n}", i, share=i / 4) for n in range(200) for i in range(4)]
-    first = choose(many, SelectionConfig(method="random"), seed=0)
-    assert first == choose(list(reversed(many)), SelectionConfig(method="random"), seed=0)
-    assert first != choose(many, SelectionConfig(method="random"), seed=1)
+    first = chosen_of(many, SelectionConfig(method="random"), seed=0)
+    assert first == chosen_of(list(reversed(many)), SelectionConfig(method="random"), seed=0)
+    assert first != chosen_of(many, SelectionConfig(method="random"), seed=1)
     counts = np.bincount([index for _, index in first], minlength=4)
     assert counts.min() > 25  # 50 expected of each
 
@@ -279,44 +298,79 @@ def test_packs_hold_every_document_once_and_fit(lengths: list[int]) -> None:
     assert len([load for load in loads if load <= 32]) <= 1
 
 
+def test_packs_of_reasoning_lengths_are_full() -> None:
+    """Log-normal lengths with the second moment of the paper's figure 8; windows as the step makes them."""
+    random = np.random.default_rng(0)
+    sigma = math.sqrt(math.log(1.8))
+    lengths = random.lognormal(math.log(20_000) - sigma**2 / 2, sigma, 14_000).astype(np.int32)
+    lengths = lengths[lengths <= 65_536]
+    numbers = np.arange(len(lengths), dtype=np.int32)
+    windows = DocumentIndex(numbers, numbers, numbers, lengths).windows(packing.WINDOW * 65_536)
+    packs = [pack(window.length.tolist(), 65_536) for window in windows]
+    assert len(windows) > 2
+    assert lengths.sum() / (65_536 * sum(map(len, packs))) >= 0.999
+
+
 def test_too_long_a_document_is_refused() -> None:
     with pytest.raises(UserError, match=r"65 tokens, more than packing\.context_length=64"):
         pack([65], 64)
 
 
+# What packing reads of a filtered response.
+PACKABLE = pa.schema(
+    [
+        ("uuid", pa.string()),
+        ("sample_index", pa.int32()),
+        ("prefix_bytes", pa.int32()),
+        *((name, pa.list_(pa.int32())) for name in ("student_prompt_ids", "student_token_ids", "student_token_starts")),
+        ("student_prompt_tokens", pa.int32()),
+        ("student_tokens", pa.int32()),
+    ]
+)
+
+
 def filtered_row(index: int, prompt: int, response: int, prefix_bytes: int = 0) -> dict[str, Any]:
     return {
-        **dict.fromkeys(FILTERED.names),
         "uuid": f"u{index}",
         "sample_index": 0,
         "prefix_bytes": prefix_bytes,
         "student_prompt_ids": list(range(prompt)),
         "student_token_ids": list(range(100, 100 + response)),
         "student_token_starts": list(range(response)),
+        "student_prompt_tokens": prompt,
+        "student_tokens": response,
     }
 
 
-def test_loss_falls_on_the_response_alone() -> None:
-    doc = document(filtered_row(0, prompt=3, response=4), mask_prefix=False)
-    assert doc.input_ids.tolist() == [0, 1, 2, 100, 101, 102, 103]
-    assert doc.loss_mask.tolist() == [False] * 3 + [True] * 4
+def filtered(folder: Path, *shards: list[dict[str, Any]]) -> Artifact:
+    writer = ArtifactWriter(folder, {})
+    for shard, rows in enumerate(shards):
+        writer.write_shard("responses", shard, pa.Table.from_pylist(rows, PACKABLE))
+    writer.finish(counts={"responses": sum(map(len, shards))})
+    return Artifact(folder)
 
 
-@pytest.mark.parametrize(("mask", "expected"), [(False, [True] * 4), (True, [False, False, True, True])])
-def test_prefix_mask(mask: bool, expected: list[bool]) -> None:
-    assert document(filtered_row(0, 1, 4, prefix_bytes=2), mask_prefix=mask).loss_mask.tolist() == [False, *expected]
+def test_loss_falls_on_the_response_alone(tmp_path: Path) -> None:
+    artifact = filtered(tmp_path / "a", [filtered_row(0, prompt=3, response=4)])
+    documents = read_documents(DocumentIndex.of([(artifact, None)]), [artifact], mask_prefix=False)
+    assert documents.ids.tolist() == [0, 1, 2, 100, 101, 102, 103]
+    assert documents.first_targets.tolist() == [3]
 
 
-@pytest.mark.parametrize("window", [1_000, 7])
+@pytest.mark.parametrize(("mask", "first"), [(False, 1), (True, 3)])
+def test_prefix_mask(tmp_path: Path, mask: bool, first: int) -> None:
+    artifact = filtered(tmp_path / "a", [filtered_row(0, 1, 4, prefix_bytes=2)])
+    documents = read_documents(DocumentIndex.of([(artifact, None)]), [artifact], mask_prefix=mask)
+    assert documents.first_targets.tolist() == [first]
+
+
+@pytest.mark.parametrize("window", [1_000, 2])
 def test_pack_step_loses_and_doubles_nothing(
     make_context: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int
 ) -> None:
     monkeypatch.setattr(packing, "WINDOW", window)
     rows = [filtered_row(index, 2, 3 + index % 9) for index in range(50)]
-    responses = ArtifactWriter(tmp_path / "responses", {})
-    for shard in range(5):
-        responses.write_shard("responses", shard, pa.Table.from_pylist(rows[shard * 10 : shard * 10 + 10], FILTERED))
-    responses.finish(counts={"responses": 50})
+    responses = filtered(tmp_path / "responses", *(rows[start : start + 10] for start in range(0, 50, 10)))
     context = make_context(PackStepConfig(context_length=32, seed=0), {"responses": responses.path})
     facts = PackStep().run(context)
     context.output.finish(**facts)
@@ -325,21 +379,44 @@ def test_pack_step_loses_and_doubles_nothing(
     for row in packs:
         assert sum(row["document_lengths"]) == len(row["input_ids"]) == len(row["loss_mask"]) <= 32
     assert facts["counts"]["trained_tokens"] == sum(len(row["student_token_ids"]) for row in rows)
+    assert len(Artifact(context.output.path).shards("packs")) == (1 if window == 1_000 else 7)
+    by_uuid = {row["uuid"]: [*row["student_prompt_ids"], *row["student_token_ids"]] for row in rows}
+    for row in packs:
+        assert row["input_ids"] == [token for uuid in row["uuids"] for token in by_uuid[uuid]]
+        assert (row["tokens"], row["trained_tokens"]) == (len(row["loss_mask"]), sum(row["loss_mask"]))
 
 
 def test_mixed_policy_packs_take_off_policy_rows_in_ratio(make_context: Any, tmp_path: Path) -> None:
-    def artifact(name: str, rows: list[dict[str, Any]]) -> Path:
-        writer = ArtifactWriter(tmp_path / name, {})
-        writer.write_shard("responses", 0, pa.Table.from_pylist(rows, FILTERED))
-        writer.finish(counts={"responses": len(rows)})
-        return writer.path
-
     inputs = {
-        "responses": artifact("mixed", [filtered_row(index, 1, 4, prefix_bytes=2) for index in range(4)]),
-        "off_policy": artifact("off", [filtered_row(100 + index, 1, 4) for index in range(30)]),
+        "responses": filtered(
+            tmp_path / "mixed", [filtered_row(index, 1, 4, prefix_bytes=2) for index in range(4)]
+        ).path,
+        "off_policy": filtered(tmp_path / "off", [filtered_row(100 + index, 1, 4) for index in range(30)]).path,
     }
     config = PackStepConfig(context_length=32, seed=0, off_policy_ratio=2.5, mask_prefix=True)
     context = make_context(config, inputs)
     facts = PackStep().run(context)
     assert facts["counts"]["documents"] == 14
     assert facts["counts"]["trained_tokens"] == 4 * 2 + 10 * 4
+
+
+def test_too_few_off_policy_rows_are_said(
+    make_context: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = {
+        "responses": filtered(tmp_path / "mixed", [filtered_row(index, 1, 4) for index in range(4)]).path,
+        "off_policy": filtered(tmp_path / "off", [filtered_row(100 + index, 1, 4) for index in range(3)]).path,
+    }
+    facts = PackStep().run(make_context(PackStepConfig(context_length=32, seed=0, off_policy_ratio=2), inputs))
+    assert facts["off_policy"] == {"wanted": 8, "taken": 3}
+    assert facts["counts"]["documents"] == 7
+    assert "off_policy_ratio=2 asks for 8 rows of the stage before, which has 3" in capsys.readouterr().err
+
+
+@given(st.lists(st.integers(1, 50), max_size=60), st.integers(1, 400))
+def test_windows_share_out_the_documents(lengths: list[int], most: int) -> None:
+    numbers = np.arange(len(lengths), dtype=np.int32)
+    index = DocumentIndex(numbers, numbers, numbers, np.array(lengths, np.int32))
+    windows = index.windows(most)
+    assert [row for window in windows for row in window.row] == numbers.tolist()
+    assert all(0 < sum(window.length) <= most + max(lengths) for window in windows)

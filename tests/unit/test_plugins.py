@@ -189,11 +189,16 @@ def test_plugins_that_cannot_be_imported(
 
 def test_score(run: dict[str, Step]) -> None:
     """The candidates' table has it, and the chosen ones are each prompt's best by it."""
-    rows = list(Artifact(run["select_low_temperature"].folder).rows("candidates"))
+    selected = Artifact(run["select_low_temperature"].folder)
+    rows = list(selected.rows("candidates"))
+    chosen = {(row["uuid"], row["sample_index"]) for row in selected.rows("responses", ["uuid", "sample_index"])}
+    assert chosen
     best: dict[str, float] = {}
     for row in rows:
         best[row["uuid"]] = max(best.get(row["uuid"], -9.0), row["least_difference"])
-    assert all(row["least_difference"] == best[row["uuid"]] for row in rows if row["chosen"])
+    assert all(
+        row["least_difference"] == best[row["uuid"]] for row in rows if (row["uuid"], row["sample_index"]) in chosen
+    )
 
 
 def test_grader(run: dict[str, Step]) -> None:

@@ -39,7 +39,7 @@ def test_think_offsets(teacher_tokenizer: ChatTokenizer) -> None:
     ids = [*teacher_tokenizer.encode("<think>3*4=2;</think>2"), teacher_tokenizer.end_of_turn_id]
     response = style.parse([], [], ids, stopped=True)
     assert response.text == "<think>3*4=2;</think>2"
-    assert response.token_starts == [0, 7, 10, 12, 13, 21, 22]
+    assert response.token_starts.tolist() == [0, 7, 10, 12, 13, 21, 22]
     assert (response.prefix_bytes, response.problem) == (0, None)
 
 
@@ -51,7 +51,7 @@ def test_think_goes_on_from_a_prefix(teacher_tokenizer: ChatTokenizer) -> None:
     response = style.parse([], prefix_ids, rest, stopped=True)
     assert response.text == "<think>3*4=2;</think>2"
     assert response.prefix_bytes == len(prefix)
-    assert response.token_starts == [13, 21, 22]
+    assert response.token_starts.tolist() == [13, 21, 22]
 
 
 @pytest.mark.network
@@ -72,10 +72,10 @@ def test_think_opened_by_the_template(qwen3: ChatTokenizer) -> None:
 def test_a_student_whose_template_opens_the_reasoning_does_not_open_it_again(qwen3: ChatTokenizer) -> None:
     text = "<think>\nHm.\n</think>\n\n4"
     prompt = qwen3.encode("<|im_start|>assistant\n<think>\n")
-    ids, starts = response_tokens(qwen3, prompt, text)
+    ids, starts = response_tokens(qwen3, [(prompt, text)])[0]
     assert qwen3.decode_bytes(ids).decode() == "Hm.\n</think>\n\n4<|im_end|>"
     assert (starts[0], starts[-1]) == (len("<think>\n"), len(text))
-    closed, _ = response_tokens(qwen3, qwen3.encode("<|im_start|>assistant\n"), text)
+    closed, _ = response_tokens(qwen3, [(qwen3.encode("<|im_start|>assistant\n"), text)])[0]
     assert qwen3.decode_bytes(closed).decode() == text + "<|im_end|>"
 
 

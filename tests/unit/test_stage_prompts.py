@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from dasd_megatron.artifacts.artifact import ArtifactWriter
+from dasd_megatron.artifacts.writer import ArtifactWriter
 from dasd_megatron.config.load import load_recipe
 from dasd_megatron.config.models import ModelConfig
 from dasd_megatron.config.sampling import SamplingConfig

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dasd_megatron.config.base import Config
 from dasd_megatron.config.curation import FiltersConfig
 from dasd_megatron.curation.sentences import SentenceSplitter
@@ -35,7 +38,7 @@ class StudentView:
     """One well-formed response as the student would learn it.
 
     Attributes:
-        row: the sampled row, see sampling/responses.py.
+        row: the sampled row, see sampling/responses.py, without its log-probabilities.
         text: in canonical form, `<think>reasoning</think>answer`.
         prompt_ids: of the prompt, in the student's tokens.
         response_ids: of the response, end of turn included.
@@ -44,7 +47,7 @@ class StudentView:
     row: Mapping[str, Any]
     text: str
     prompt_ids: Sequence[int]
-    response_ids: Sequence[int]
+    response_ids: NDArray[np.int32]
 
 
 class NoOptions(Config):

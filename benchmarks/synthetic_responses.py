@@ -104,7 +104,7 @@ def _arithmetic(random: np.random.Generator) -> list[str]:
         total = int(random.integers(10**6))
         while sum(map(len, lines)) < PIECE_CHARS:
             other = int(random.integers(10**4))
-            lines.append(f"So $x_{{{len(lines)}}} = {total} + {other} = {total + other}$. Let me check this again.\n")
+            lines.append(f"So $x_{{{len(lines)}}} = {total} + {other} = {total + other}$, as {other} comes next.\n")
             total += other
         pieces.append("".join(lines))
     return pieces

@@ -65,8 +65,8 @@ class ResponseMaker:
         return pa.Table.from_pylist(rows, RESPONSES)
 
     def logprobs(self, count: int) -> NDArray[np.float32]:
-        """Half of all tokens certain, the others of exponentially distributed log-probability."""
-        values = -self._random.exponential(0.6, count) * (self._random.random(count) > 0.5)
+        """Half of all tokens almost certain, the others of exponentially distributed log-probability."""
+        values = -self._random.exponential(0.6, count) * np.where(self._random.random(count) > 0.5, 1.0, 1e-4)
         return np.asarray(values, np.float32)
 
     def _response(self, length: int) -> NDArray[np.int32]:

@@ -68,7 +68,7 @@ class LaunchConfig(Config):
     """Jobs of steps that run an engine."""
 
     data: DataResourcesConfig = DataResourcesConfig()
-    """Jobs of steps without a GPU."""
+    """Jobs of steps without a GPU; filter, select and pack have a process for each CPU of theirs."""
 
     steps: dict[str, ResourceOverrides] = {}
     """Keys of these that differ in a single step, by the step's name: `{sample_high_temperature: {nodes: 8}}`."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
+from dasd_megatron.steps.cost_estimate import InputEstimates
 from dasd_megatron.steps.step import Replicas, ShardedStepKind, StepConfig, StepContext
 
 C = TypeVar("C", bound=StepConfig)
@@ -15,6 +16,9 @@ PROCESS_BYTES = 16 << 20
 class DataStepKind(ShardedStepKind[C]):
     """A step whose shards are shared out among a machine's cores."""
 
+    # Of what it reads, on one core (benchmarks/curation.py).
+    tokens_per_second: ClassVar[float]
+
     def processes(self, config: C) -> Replicas:
         """One for each core."""
         return Replicas(count=None, gpus_each=0)
@@ -23,3 +27,8 @@ class DataStepKind(ShardedStepKind[C]):
         """By the size of the responses that it reads."""
         size = sum(shard["bytes"] for shard in context.artifact("responses").shards("responses"))
         return math.ceil(size / PROCESS_BYTES) or 1
+
+    def cpu_hours(self, config: C, inputs: InputEstimates, cores: int) -> float:
+        """By the tokens that it reads, shared out among the cores that get a shard."""
+        tokens = self.cost(config, inputs).tokens_in or 0.0
+        return tokens / (self.tokens_per_second * min(cores, inputs.own_shards())) / 3600

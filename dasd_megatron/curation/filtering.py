@@ -81,6 +81,7 @@ class FilterStep(DataStepKind[FilterConfig]):
     name = "filter"
     command = "curate"
     extends: ClassVar[Mapping[str, str]] = {"responses": "responses"}
+    tokens_per_second: ClassVar[float] = 400e3
 
     def shard_count(self, context: StepContext[FilterConfig]) -> int:
         """As many as of responses."""
@@ -132,8 +133,8 @@ class FilterStep(DataStepKind[FilterConfig]):
         return made.fewer(inputs.expected.kept_continuations) if made.prefix else made
 
     def cost(self, config: FilterConfig, inputs: InputEstimates) -> Cost:
-        """What is kept, in the student's tokens, too."""
-        return pass_through_cost(inputs, FILTERED_BYTES)
+        """What is kept, in the student's tokens."""
+        return pass_through_cost(inputs, inputs.own_documents().bytes(FILTERED_BYTES))
 
 
 class ResponseFilter:

@@ -57,6 +57,7 @@ class PackStep(DataStepKind[PackStepConfig]):
     name = "pack"
     command = "curate"
     table: ClassVar[str] = "packs"
+    tokens_per_second: ClassVar[float] = 5e6
     # Training reads packs one by one, in random order.
     group_bytes: ClassVar[int] = 1 << 20
 
@@ -104,6 +105,10 @@ class PackStep(DataStepKind[PackStepConfig]):
             documents.append(rows.fewer(min(1.0, wanted / rows.count)))
         tokens = sum(part.tokens for part in documents)
         return Packs(math.ceil(tokens / config.context_length), tuple(documents))
+
+    def shards(self, config: PackStepConfig, inputs: InputEstimates) -> int:
+        """Windows of documents."""
+        return math.ceil(inputs.own_packs().count / WINDOW)
 
     def cost(self, config: PackStepConfig, inputs: InputEstimates) -> Cost:
         """The student's tokens alone."""

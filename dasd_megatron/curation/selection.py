@@ -21,7 +21,7 @@ from dasd_megatron.curation.scores import BUILTIN, scores_of
 from dasd_megatron.curation.sentence_probabilities import KINDS, SentenceProbabilities, sentence_probabilities
 from dasd_megatron.curation.sentences import SentenceSplitter
 from dasd_megatron.sampling.seeds import sample_seed
-from dasd_megatron.steps.cost_estimate import SCORED, Cost, Documents, InputEstimates, pass_through_cost
+from dasd_megatron.steps.cost_estimate import CANDIDATE, Cost, Documents, InputEstimates, pass_through_cost
 from dasd_megatron.steps.step import ShardWork, StepConfig, StepContext
 
 # Every candidate with its scores, chosen or not, in the order of the scored responses: what a study of the selection needs.
@@ -56,6 +56,7 @@ class SelectStep(DataStepKind[SelectStepConfig]):
     command = "curate"
     table: ClassVar[str] = "candidates"
     extends: ClassVar[Mapping[str, str]] = {"responses": "responses"}
+    tokens_per_second: ClassVar[float] = 3e6
 
     def shard_count(self, context: StepContext[SelectStepConfig]) -> int:
         """As many as of responses."""
@@ -97,8 +98,8 @@ class SelectStep(DataStepKind[SelectStepConfig]):
         return replace(candidates, prompts=min(candidates.prompts, count), count=count)
 
     def cost(self, config: SelectStepConfig, inputs: InputEstimates) -> Cost:
-        """The chosen responses again."""
-        return pass_through_cost(inputs, SCORED)
+        """Every candidate's scores."""
+        return pass_through_cost(inputs, inputs.documents("responses").count * CANDIDATE)
 
 
 class CandidateScorer:

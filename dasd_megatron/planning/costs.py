@@ -1,7 +1,7 @@
 """What each step of a run will cost, before it runs: tokens, GPU-hours, storage. No torch.
 
 Each step kind says what it makes and how long that takes; which shares of memory bandwidth (MBU) and FLOP/s (MFU) GPUs reach is
-an assumption: the recipe's `expected` section. Storage is estimated before compression.
+an assumption: the recipe's `expected` section. Storage is estimated as compressed.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Costs:
             cost = step.kind.cost(step.config, inputs)
         except (Unknown, UserError) as problem:
             return Cost(missing=str(problem))
-        if not resources.gpus_per_node:
-            return cost
         processes = resources.nodes * resources.processes_per_node
         try:
+            if not resources.gpus_per_node:
+                return replace(cost, hours=step.kind.cpu_hours(step.config, inputs, processes))
             hours = step.kind.hours(step.config, inputs, self._gpu, processes)
         except (Unknown, UserError) as problem:
             return replace(cost, missing=str(problem))

@@ -50,8 +50,8 @@ class ScoreStep(EngineStepKind[ScoreConfig]):
         return {"counts": {"responses": context.artifact("responses").row_count("responses")}}
 
     def cost(self, config: ScoreConfig, inputs: InputEstimates) -> Cost:
-        """Every response again, with the student's log-probabilities."""
-        return pass_through_cost(inputs, SCORED)
+        """The student's log-probabilities of every response."""
+        return pass_through_cost(inputs, inputs.own_documents().bytes(SCORED))
 
     def work(self, config: ScoreConfig, inputs: InputEstimates) -> EngineWork:
         """A forward pass over every response."""

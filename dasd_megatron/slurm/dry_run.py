@@ -125,5 +125,6 @@ def _assumptions(recipe: Recipe, cluster: ClusterConfig) -> list[str]:
         f"{expected.truncated_answers:.1%} are truncated, of their continuations {expected.kept_continuations:.1%} kept",
         f"  {cluster.gpu.upper()}s reach {expected.mbu:.0%} of their memory bandwidth in decoding, and "
         f"{expected.mfu:.0%} of their FLOP/s in scoring and training: assumptions, not measurements",
-        "GB are before compression. GPU-hours are those of all GPUs that a job holds.",
+        "GB are as compressed, and hours of filter, select and pack those of launch.data's nodes and CPUs, by what",
+        "benchmarks/curation.py measures. GPU-hours are those of all GPUs that a job holds.",
     ]

@@ -11,13 +11,15 @@ from dasd_megatron.models.flops import training_flops
 from dasd_megatron.models.hf_config import read_config, shape_of
 from dasd_megatron.models.shape import ModelShape
 
-# Bytes of a token: text, id, log-probability, and where it starts in the text.
-TEXT, ID, LOGPROB, START = 4, 4, 4, 4
-# On disk before compression, of each token of a prompt and of a response.
+# Bytes of a token on disk: text, id, log-probability, and where it starts in the text (measured: benchmarks/curation.py).
+TEXT, ID, LOGPROB, START = 0.9, 1.1, 3.2, 0.2
+# What a step adds, of each token of a prompt and of a response.
 SAMPLED = (TEXT + ID, TEXT + ID + LOGPROB)
-FILTERED = (TEXT + 2 * ID, SAMPLED[1] + ID + 2 * START)  # in the student's tokens, too
-SCORED = (FILTERED[0], FILTERED[1] + LOGPROB)
-PACKED = ID + 1 / 8  # and one bit: whether it is a target
+FILTERED = (ID, TEXT + ID + 2 * START)  # canonical text, the student's tokens, where both models' tokens start
+SCORED = (0.0, LOGPROB)
+PACKED = ID
+# Of a candidate: its scores.
+CANDIDATE = 60
 
 
 class Unknown(Exception):
@@ -168,11 +170,10 @@ def responses_of(prompts: float, count: float, max_tokens: int, expected: Expect
     return Documents(prompts, count, expected.prompt_tokens, min(expected.response_tokens, max_tokens))
 
 
-def pass_through_cost(inputs: InputEstimates, by_token: tuple[float, float]) -> Cost:
-    """Of a step that reads `responses` and writes some of them, with these bytes a token of a prompt and of a response."""
+def pass_through_cost(inputs: InputEstimates, size: float) -> Cost:
+    """Of a step that reads `responses`, passes some of them on, and writes `size` bytes."""
     made, read = inputs.own_documents(), inputs.documents("responses").tokens
-    counted = inputs.is_counted("responses")
-    return Cost(made.count, "responses", read, made.tokens, bytes=made.bytes(by_token), counted=counted)
+    return Cost(made.count, "responses", read, made.tokens, bytes=size, counted=inputs.is_counted("responses"))
 
 
 def model_shape(folder: Path) -> ModelShape:

@@ -99,6 +99,10 @@ class StepKind(ABC, Generic[C]):
         """How long it takes as `processes` processes with GPUs; None for a step that uses none. Raises Unknown."""
         return None
 
+    def cpu_hours(self, config: C, inputs: InputEstimates, cores: int) -> float | None:
+        """How long it takes on so many cores, for a step that uses no GPU; None where that isn't known. Raises Unknown."""
+        return None
+
     def prompts(self, config: C, inputs: InputEstimates) -> float:
         """How many prompts it is expected to make."""
         raise TypeError(f"{self.name} makes no prompts")

@@ -102,11 +102,12 @@ def test_storage(tmp_path: Path) -> None:
         tmp_path, "training.precision=bf16", "training.keep_checkpoints=3", "training.keep_every=null"
     )
     student = parameter_count(shape_of(json.loads((TOY / "student/config.json").read_text()), TOY / "student"))
-    assert cost(recipe, steps["sample_low_temperature"]).bytes == 2000 * (28 * 8 + 100 * 12)
-    assert cost(recipe, steps["filter_low_temperature"]).bytes == 2000 * (28 * 12 + 100 * 24)
-    assert cost(recipe, steps["score_low_temperature"]).bytes == 2000 * (28 * 12 + 100 * 28)
-    assert cost(recipe, steps["select_low_temperature"]).bytes == 1000 * (28 * 12 + 100 * 28)
-    assert cost(recipe, steps["pack_low_temperature"]).bytes == 1000 * 128 * 4.125
+    # Bytes of a token: text 0.9, id 1.1, log-probability 3.2, start 0.2. Each step's are those that it adds.
+    assert cost(recipe, steps["sample_low_temperature"]).bytes == pytest.approx(2000 * (28 * 2.0 + 100 * 5.2))
+    assert cost(recipe, steps["filter_low_temperature"]).bytes == pytest.approx(2000 * (28 * 1.1 + 100 * 2.4))
+    assert cost(recipe, steps["score_low_temperature"]).bytes == pytest.approx(2000 * 100 * 3.2)
+    assert cost(recipe, steps["select_low_temperature"]).bytes == 2000 * 60
+    assert cost(recipe, steps["pack_low_temperature"]).bytes == pytest.approx(1000 * 128 * 1.1)
     stage = cost(recipe, steps["train_low_temperature"])
     assert (stage.bytes, stage.checkpoint_bytes) == (2 * student, 3 * 14 * student)
     assert cost(recipe, steps["export_low_temperature"]).bytes == 2 * student
@@ -135,6 +136,11 @@ def test_gpu_hours(tmp_path: Path) -> None:
     sample = cost(recipe, steps["sample_low_temperature"])
     assert sample.hours == pytest.approx((2000 * 100 / (4 * rate) + read) / 3600)
     assert cost(recipe, steps["filter_low_temperature"]).gpu_hours is None
+    recipe, steps = a_run(tmp_path, "launch.data={nodes: 2, cpus_per_node: 3}")
+    assert cost(recipe, steps["filter_low_temperature"]).hours == pytest.approx(
+        2000 * 128 / 400e3 / 4 / 3600
+    )  # 4 shards
+    assert cost(recipe, steps["pack_low_temperature"]).hours == pytest.approx(1000 * 128 / 5e6 / 3600)  # 1 window
     assert cost(recipe, steps["sample_low_temperature"], gpus_per_node=0).gpu_hours is None
 
 

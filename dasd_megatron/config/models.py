@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,10 @@ class ModelConfig(Config):
 
     system_prompt: str | None = None
     """System message of every conversation; none by default."""
+
+    template_date: date = date(2025, 8, 5)
+    """The day that a chat template which asks for it is given, as gpt-oss's does for its system message. Not today: the same
+    recipe gives the same prompts on any day."""
 
     template_kwargs: dict[str, Any] = {}
     """Passed to the chat template as they are, for example `{enable_thinking: true}`."""

@@ -179,6 +179,8 @@ class _GraphBuilder:
             temperature=mixed.temperature,
             length_cap=mixed.length_cap,
             grader=recipe.evaluation.grader,
+            context_length=recipe.packing.context_length,
+            max_length=recipe.engine.max_length,
             seed=recipe.seed,
         )
         inputs: dict[str, Source] = {"answers": answers, "model": self.teacher, "student": self.student}

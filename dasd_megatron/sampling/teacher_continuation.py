@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from dasd_megatron.config.base import Probability, Temperature
+from dasd_megatron.config.base import Positive, Probability, Temperature
 from dasd_megatron.config.models import ModelConfig
 from dasd_megatron.config.sampling import SamplingConfig
 from dasd_megatron.grading.registry import grade
@@ -40,6 +40,9 @@ class ContinueConfig(EngineStepConfig):
     # Of the student's answers: how far they run at most.
     length_cap: float
     grader: str
+    # Of a document: in a pack, and of what an engine takes (None: as much as the model has positions).
+    context_length: Positive
+    max_length: Positive | None
     seed: int
 
 
@@ -61,6 +64,8 @@ class ContinueStep(EngineStepKind[ContinueConfig]):
         student = open_tokenizer(context.inputs["student"], config.student)
         style = response_format(config.model.response_format, teacher)
         engine = open_engine(context)
+        # What the teacher writes beyond could not be trained on. In its tokens; `filter` counts the student's.
+        longest = min(config.context_length, config.max_length or config.context_length)
 
         def continue_shard(shard: int) -> Iterator[Mapping[str, pa.Table]]:
             rows, requests, skipped = [], [], []
@@ -72,8 +77,12 @@ class ContinueStep(EngineStepKind[ContinueConfig]):
                     continue
                 prompt_ids = teacher.prompt_ids(answer["input"])
                 prefix_ids = style.prefix_ids(prefix, prompt_ids)
+                room = longest - len(prompt_ids) - len(prefix_ids)
+                if room < 1:
+                    skipped.append({"uuid": answer["uuid"], "reason": "no_room", "text": answer["text"]})
+                    continue
                 seed = sample_seed(config.seed, "continue", answer["uuid"])
-                requests.append(Request([*prompt_ids, *prefix_ids], seed, config.sampling.max_tokens))
+                requests.append(Request([*prompt_ids, *prefix_ids], seed, min(config.sampling.max_tokens, room)))
                 rows.append({**answer, "prefix_ids": prefix_ids, "temperature": config.temperature})
             top_p = config.sampling.top_p
             samples = engine.generate(requests, config.temperature, top_p, teacher.stop_ids) if requests else []

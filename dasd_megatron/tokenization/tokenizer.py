@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,9 +24,8 @@ class ChatTokenizer:
     Raises UserError when the folder holds no usable fast tokenizer or no chat template.
     """
 
-    def __init__(
-        self, folder: Path, system_prompt: str | None = None, template_kwargs: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, folder: Path, settings: ModelConfig | None = None) -> None:
+        """`settings`: of the model's section of a recipe; by default those that such a section has."""
         from transformers import PreTrainedTokenizerFast  # not AutoTokenizer: that one imports torch
 
         self.folder = folder
@@ -39,8 +37,11 @@ class ChatTokenizer:
             raise UserError(
                 f"{folder}: the tokenizer has no chat template; put the model's chat_template.jinja into the folder"
             )
+        settings = settings or ModelConfig(model=folder)
+        system_prompt = settings.system_prompt
         self._system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
-        self._template_kwargs = dict(template_kwargs or {})
+        # A variable of this name goes before the function that transformers gives to templates, which tells today's date.
+        self._template_kwargs = {**settings.template_kwargs, "strftime_now": settings.template_date.strftime}
         self.token_bytes = TokenBytes(json.loads(self._tokenizer.backend_tokenizer.to_str()))
         self.end_of_turn_id = self._end_of_turn_id()
 
@@ -130,4 +131,4 @@ class ChatTokenizer:
 
 def open_tokenizer(folder: Path, model: ModelConfig) -> ChatTokenizer:
     """The tokenizer of a model folder, with the settings of the model's section of the recipe."""
-    return ChatTokenizer(folder, model.system_prompt, model.template_kwargs)
+    return ChatTokenizer(folder, model)

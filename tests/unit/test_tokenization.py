@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dasd_megatron.config.models import ModelConfig
 from dasd_megatron.config.recipe import Recipe
 from dasd_megatron.curation.sentences import SentenceSplitter, sentence_of_tokens
 from dasd_megatron.tokenization.token_bytes import TokenBytes
@@ -150,7 +151,14 @@ def test_real_prompt_is_the_templates(qwen3: ChatTokenizer) -> None:
 
 @pytest.mark.network
 def test_system_prompt_and_template_settings(qwen3: ChatTokenizer) -> None:
-    other = ChatTokenizer(qwen3.folder, "You are a helpful assistant.", {"enable_thinking": False})
+    other = ChatTokenizer(
+        qwen3.folder,
+        ModelConfig(
+            model=qwen3.folder,
+            system_prompt="You are a helpful assistant.",
+            template_kwargs={"enable_thinking": False},
+        ),
+    )
     prompt = other.decode_bytes(other.prompt_ids("Hi")).decode()
     assert prompt.startswith("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n")
     assert prompt.endswith("<think>\n\n</think>\n\n")
@@ -191,3 +199,19 @@ def test_stop_tokens_are_the_templates_and_the_generation_configs(tmp_path: Path
     assert ChatTokenizer(folder).stop_ids == [0, 2]
     (folder / "generation_config.json").unlink()
     assert ChatTokenizer(folder).stop_ids == [2]
+
+
+def test_a_template_is_told_the_recipes_date(tmp_path: Path) -> None:
+    """gpt-oss's writes `Current date: ` and strftime_now("%Y-%m-%d") into its system message."""
+    shutil.copytree(TOY / "teacher", tmp_path / "model")
+    template = tmp_path / "model" / "chat_template.jinja"
+    template.write_text('{{ strftime_now("%Y-%m-%d") }}' + template.read_text())
+
+    def prompt(**settings: object) -> str:
+        tokenizer = ChatTokenizer(tmp_path / "model", ModelConfig(model=tmp_path / "model", **settings))
+        return tokenizer._render([{"role": "user", "content": "3*4?"}], add_generation_prompt=True)
+
+    assert prompt().startswith("2025-08-05")
+    assert prompt(template_date="2026-01-31").startswith("2026-01-31")
+    settings = ModelConfig(model=tmp_path, template_date="2026-01-31")
+    assert settings.result_settings()["template_date"] == "2026-01-31"

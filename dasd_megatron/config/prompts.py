@@ -64,7 +64,8 @@ class PromptsConfig(Config):
     """Problems to learn from and held-out problems to measure on."""
 
     train: PromptSource
-    """Problems to learn from. Those that are among the held-out ones are always dropped."""
+    """Problems to learn from. Always dropped: those that are held-out ones or share 13 words in a row with one, repeated ones,
+    and those that spell out a control token of the teacher."""
 
     test: PromptSource
     """Held-out problems, with reference answers."""

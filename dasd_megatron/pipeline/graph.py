@@ -92,8 +92,8 @@ class _GraphBuilder:
     def build(self) -> dict[str, Step]:
         recipe = self.recipe
         self.test_prompts = self._prompts("prompts_test", "prompts.test", recipe.prompts.test, {})
-        held_out = {"held_out": self.test_prompts}
-        self.train_prompts = self._prompts("prompts_train", "prompts.train", recipe.prompts.train, held_out)
+        others: dict[str, Source] = {"held_out": self.test_prompts, "teacher": self.teacher}
+        self.train_prompts = self._prompts("prompts_train", "prompts.train", recipe.prompts.train, others)
         checkpoint = self.add("import_student", "import", self._plain, {"model": self.student})
         exported: Source = self.student
         models: dict[str, Source] = {"student": self.student}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 import uuid as uuid_module
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -12,13 +14,23 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dasd_megatron.artifacts.artifact import shard_name
 from dasd_megatron.config.prompts import PromptColumns, PromptSource
+from dasd_megatron.sampling.decontamination import HeldOutProblems, normalized
 from dasd_megatron.steps.cost_estimate import TEXT, Cost, InputEstimates, Unknown
 from dasd_megatron.steps.step import StepConfig, StepContext, StepKind
+from dasd_megatron.tokenization.control_tokens import control_tokens
 from dasd_megatron.utils.errors import UserError
 
 PROMPTS = pa.schema([("uuid", pa.string()), ("input", pa.string()), ("domain", pa.string()), ("answer", pa.string())])
-DROPPED = pa.schema([("place", pa.string()), ("reason", pa.string()), ("content", pa.string())])
+DROPPED = pa.schema(
+    [
+        ("place", pa.string()),
+        ("reason", pa.string()),
+        ("content", pa.string()),
+        ("match", pa.string()),  # what it repeats, shares or holds
+    ]
+)
 
 
 class BadRow(Exception):
@@ -40,7 +52,9 @@ class PromptsStepConfig(StepConfig):
 class PromptsStep(StepKind[PromptsStepConfig]):
     """Reads, checks and writes all prompts of `source`. A bad row stops the step with its place, or is dropped and counted.
 
-    Problems to learn from that are among the `held_out` ones are always dropped: they would make the measures worthless.
+    Problems to learn from that are, or contain, `held_out` ones are always dropped (decontamination.py): they would make the
+    measures worthless. So are those that repeat one before, and those that spell out a control token of the `teacher`: it would
+    read the real one.
     """
 
     name = "prompts"
@@ -52,7 +66,7 @@ class PromptsStep(StepKind[PromptsStepConfig]):
         kept: list[dict[str, str | None]] = []
         dropped: list[dict[str, str]] = []
         seen: dict[str, str] = {}
-        held_out = _held_out(context)
+        check = LearningCheck(context) if "held_out" in context.inputs else None
         for place, raw in _raw_rows(path, source):
             if source.limit is not None and len(kept) == source.limit:
                 break
@@ -66,8 +80,11 @@ class PromptsStep(StepKind[PromptsStepConfig]):
                 content = raw if isinstance(raw, str) else json.dumps(raw, default=str)
                 dropped.append({"place": place, "reason": bad.reason, "content": content})
                 continue
-            if row["input"] in held_out:  # no mistake in the row, so never an error
-                dropped.append({"place": place, "reason": "held_out", "content": str(row["input"])})
+            text = str(row["input"])
+            unfit = None if check is None else check.reason(text, place)
+            if unfit is not None:  # no mistake in the row, so never an error
+                reason, match = unfit
+                dropped.append({"place": place, "reason": reason, "content": text, "match": match})
                 continue
             seen[str(row["uuid"])] = place
             kept.append(row)
@@ -75,7 +92,12 @@ class PromptsStep(StepKind[PromptsStepConfig]):
             raise UserError(f"{path or source.dataset}: no usable prompt in it")
         context.output.write_shard("dropped", 0, pa.Table.from_pylist(dropped, DROPPED))
         context.output.write_shard("prompts", 0, pa.Table.from_pylist(kept, PROMPTS))
-        return {"counts": {"prompts": len(kept)}, "dropped": dict(Counter(row["reason"] for row in dropped))}
+        reasons = dict(Counter(row["reason"] for row in dropped))
+        if reasons:
+            counted = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
+            table = context.output.path / shard_name("dropped", 0)
+            print(f"{context.name}: {len(kept):,} prompts; dropped: {counted} (see {table})", file=sys.stderr)
+        return {"counts": {"prompts": len(kept)}, "dropped": reasons}
 
     def prompts(self, config: PromptsStepConfig, inputs: InputEstimates) -> float:
         """The limit: how many rows there are isn't known before they are read."""
@@ -104,10 +126,25 @@ def _checked_row(
     return row
 
 
-def _held_out(context: StepContext[PromptsStepConfig]) -> set[str]:
-    if "held_out" not in context.inputs:
-        return set()
-    return set(context.artifact("held_out").read("prompts")["input"].to_pylist())
+class LearningCheck:
+    """Tells problems that must not be learned from."""
+
+    def __init__(self, context: StepContext[PromptsStepConfig]) -> None:
+        rows = context.artifact("held_out").rows("prompts", ["uuid", "input"])
+        self._held_out = HeldOutProblems((row["uuid"], row["input"]) for row in rows)
+        names = control_tokens(context.inputs["teacher"]) if "teacher" in context.inputs else []
+        self._control_token = re.compile("|".join(map(re.escape, names)) or "(?!)")
+        self._places: dict[str, str] = {}
+
+    def reason(self, text: str, place: str) -> tuple[str, str] | None:
+        """(reason, what it repeats or holds), or None for a problem that is fit to learn from."""
+        if spelled := self._control_token.search(text):
+            return "control_token", spelled.group()
+        match = self._held_out.match(text)
+        if match is not None:
+            return ("held_out" if match.whole else "held_out_overlap"), f"{match.uuid}: {match.text}"
+        first = self._places.setdefault(normalized(text), place)
+        return None if first == place else ("duplicate_input", first)
 
 
 def prompt_row(raw: str | Mapping[str, Any], columns: PromptColumns) -> dict[str, str | None]:

@@ -12,8 +12,10 @@ import pytest
 
 from dasd_megatron.artifacts.artifact import Artifact
 from dasd_megatron.config.prompts import PromptSource
+from dasd_megatron.sampling.decontamination import HeldOutProblems
 from dasd_megatron.sampling.prompts import PromptsStep, PromptsStepConfig
 from dasd_megatron.utils.errors import UserError
+from tests.conftest import TOY
 
 GOOD = {"uuid": "1", "input": "2+2?", "domain": "math", "answer": "4"}
 
@@ -133,6 +135,77 @@ def test_held_out_problems_are_never_learned(make_context: Any, tmp_path: Path) 
     context = make_context(source(path), {"source": path, "held_out": held_out.output.path}, name="train")
     facts = PromptsStep().run(context)
     assert (facts["counts"], facts["dropped"]) == ({"prompts": 1}, {"held_out": 1})
+
+
+# The first is long enough to be found in another, the second only whole.
+HELD_OUT = [
+    "Every morning Aya goes for a 9-kilometer-long walk and stops at a coffee shop afterwards. Find the number of minutes.",
+    "Find x if x + 3 = 7.",
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "match"),
+    [
+        (HELD_OUT[0] + " ", "held_out", "0: "),
+        (HELD_OUT[0].upper(), "held_out", "0: "),
+        (HELD_OUT[0].replace(" ", "\n"), "held_out", "0: "),
+        (HELD_OUT[0].replace("9", "\uff19"), "held_out", "0: "),  # a digit of double width
+        (
+            "Solve this. " + HELD_OUT[0],
+            "held_out_overlap",
+            "0: every morning aya goes for a 9 kilometer long walk and stops at",
+        ),
+        (HELD_OUT[0].replace(". Find", "; then she swims. Find"), "held_out_overlap", "0: every morning"),
+        ("find X if x+3=7 .", "held_out", "1: "),
+        ("Solve: " + HELD_OUT[1], None, ""),  # too short to be told from other problems
+        ("Find x if x - 3 = 7.", None, ""),
+        ("Every evening Aya goes for a walk and stops at a coffee shop. Find the number of minutes.", None, ""),
+        ("3+3?", None, ""),
+        ("3 + 4 ?", "duplicate_input", "line 1"),
+        ("3*4?", None, ""),
+    ],
+)
+def test_held_out_and_repeated_problems_are_dropped(
+    make_context: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, reason: str | None, match: str
+) -> None:
+    """However they are written; what they share, and with which, stays readable."""
+    problems = lines(tmp_path, *({"uuid": n, "input": held, "answer": "1"} for n, held in enumerate(HELD_OUT)))
+    held_out = make_context(source(tmp_path), {"source": problems}, name="test")
+    held_out.output.finish(**PromptsStep().run(held_out))
+    path = lines(tmp_path, {**GOOD, "input": "3+4?"}, {**GOOD, "uuid": "2", "input": text})
+    context = make_context(source(path), {"source": path, "held_out": held_out.output.path}, name="train")
+    facts = PromptsStep().run(context)
+    context.output.finish(**facts)
+    assert facts["dropped"] == ({} if reason is None else {reason: 1})
+    for row in Artifact(context.output.path).rows("dropped"):
+        assert row["content"] == text
+        assert match in row["match"]
+    said = capsys.readouterr().err
+    assert said.startswith(f"train: 1 prompts; dropped: {reason} 1 (see ") if reason else not said
+
+
+def test_instructions_that_held_out_problems_share_are_no_problem() -> None:
+    instruction = (
+        " Please reason step by step, explain all that you do, and put your final answer within \\boxed{} at last."
+    )
+    problems = [f"What is {n} times the number of primes below {n * 10}?" for n in range(9)]
+    held_out = HeldOutProblems((str(n), problem + instruction) for n, problem in enumerate(problems))
+    assert held_out.match("How many legs have 12 spiders and 7 ants together?" + instruction) is None
+    assert held_out.match("What is 7 times the number of primes below 70?" + instruction) is not None
+
+
+def test_problems_with_control_tokens_are_dropped(make_context: Any, tmp_path: Path) -> None:
+    """The teacher would read `<|return|>` as the end of its turn."""
+    held_out = make_context(source(tmp_path), {"source": lines(tmp_path, GOOD)}, name="test")
+    held_out.output.finish(**PromptsStep().run(held_out))
+    path = lines(tmp_path, {**GOOD, "input": "3*4?<|return|>"}, {**GOOD, "uuid": "2", "input": "3*4?|return|"})
+    inputs = {"source": path, "held_out": held_out.output.path, "teacher": TOY / "teacher"}
+    context = make_context(source(path), inputs, name="train")
+    facts = PromptsStep().run(context)
+    context.output.finish(**facts)
+    assert (facts["counts"], facts["dropped"]) == ({"prompts": 1}, {"control_token": 1})
+    assert [row["match"] for row in Artifact(context.output.path).rows("dropped")] == ["<|return|>"]
 
 
 def test_byte_order_mark(make_context: Any, tmp_path: Path) -> None:

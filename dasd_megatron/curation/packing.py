@@ -36,7 +36,7 @@ PACKS = pa.schema(
     ]
 )
 # Full packs that a shard's documents would fill: those are in memory together, and packed on their own.
-WINDOW = 1024
+WINDOW = 2048
 # Packs that are written at a time.
 BATCH = 64
 
@@ -72,7 +72,8 @@ class PackStep(DataStepKind[PackStepConfig]):
 
         def work(shard: int) -> Iterator[Mapping[str, pa.Table]]:
             documents = read_documents(windows[shard], artifacts, config.mask_prefix)
-            packs = pack(windows[shard].length.tolist(), config.context_length)
+            order = np.random.default_rng([config.seed, shard]).permutation(len(windows[shard]))
+            packs = [order[group] for group in pack(windows[shard].length[order].tolist(), config.context_length)]
             for first in range(0, len(packs), BATCH):
                 yield {self.table: _pack_table(documents, packs[first : first + BATCH])}
 
@@ -120,38 +121,72 @@ class PackStep(DataStepKind[PackStepConfig]):
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Packs of documents, almost all of them full. Returns document indices a pack.
 
-    Each pack begins with the longest document left, and goes on with the longest that fit; once two can fill it, it ends with
-    the one or two that fit best. No two packs could have been one.
+    Packs begin with the documents that are longer than half of one; these and all others come in the order given, so that a
+    pack's documents are of all lengths, until one or two can fill it: then those that fill it best. No two packs could have
+    been one.
     Raises UserError for a document longer than the capacity (filters drop those before).
     """
     sizes = np.asarray(lengths, np.int64)
     if len(sizes) and sizes.max() > capacity:
         index = int(sizes.argmax())
         raise UserError(f"document {index} has {sizes[index]} tokens, more than packing.context_length={capacity}")
-    left = np.argsort(sizes, kind="stable")
+    left = _Documents(sizes, [*np.flatnonzero(2 * sizes > capacity), *np.flatnonzero(2 * sizes <= capacity)])
     packs: list[list[int]] = []
     while len(left):
-        packs.append([])
-        room = capacity
-        while len(left) and room >= sizes[left[0]]:
-            for place in _best_places(sizes[left], room):
-                packs[-1].append(int(left[place]))
-                room -= int(sizes[left[place]])
-                left = np.delete(left, place)
+        packs.append([left.take_next()])
+        room = capacity - int(sizes[packs[-1][0]])
+        while len(left) and left.smallest <= room:
+            chosen = left.take_best(room)
+            packs[-1] += chosen
+            room -= int(sizes[chosen].sum())
     return packs
 
 
-def _best_places(sizes: NDArray[np.int64], room: int) -> list[int]:
-    """Of ascending sizes, the places of one or two that fill the room best, the higher one first."""
-    fitting = int(np.searchsorted(sizes, room, side="right"))
-    largest = sizes[fitting - 1]
-    if fitting < 2 or room > 2 * largest:
-        return [fitting - 1]
-    places = np.arange(1, fitting)
-    partners = np.minimum(np.searchsorted(sizes, room - sizes[places], side="right"), places) - 1
-    sums = np.where(partners >= 0, sizes[places] + sizes[partners], 0)
-    best = int(sums.argmax())
-    return [int(places[best]), int(partners[best])] if sums[best] > largest else [fitting - 1]
+class _Documents:
+    """Documents that are in no pack yet, by size and in order."""
+
+    def __init__(self, sizes: NDArray[np.int64], order: Sequence[int]) -> None:
+        self._sizes, self._order, self._place = sizes, order, 0
+        self._taken = np.zeros(len(sizes), np.bool_)
+        # One number for each, ascending with its size.
+        self._keys = np.sort(sizes * len(sizes) + np.arange(len(sizes)))
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    @property
+    def smallest(self) -> int:
+        """The least size."""
+        return int(self._keys[0]) // len(self._sizes)
+
+    def take_next(self) -> int:
+        """The next one in order."""
+        return self._take(self._next())
+
+    def take_best(self, room: int) -> list[int]:
+        """The next one in order; but where one or two can fill the room, those that do so best."""
+        count = len(self._sizes)
+        sizes = self._keys[: np.searchsorted(self._keys, (room + 1) * count)] // count
+        if room > 2 * sizes[-1] and self._sizes[self._next()] <= room:
+            return [self.take_next()]
+        places = np.arange(1, len(sizes))
+        partners = np.minimum(np.searchsorted(sizes, room - sizes[places], side="right"), places) - 1
+        sums = np.where(partners >= 0, sizes[places] + sizes[partners], 0)
+        best = [len(sizes) - 1]
+        if len(sums) and sums.max() > sizes[-1]:
+            best = [int(places[sums.argmax()]), int(partners[sums.argmax()])]
+        return [self._take(int(self._keys[place]) % count) for place in best]
+
+    def _next(self) -> int:
+        while self._taken[self._order[self._place]]:
+            self._place += 1
+        return int(self._order[self._place])
+
+    def _take(self, index: int) -> int:
+        place = np.searchsorted(self._keys, int(self._sizes[index]) * len(self._sizes) + index)
+        self._keys = np.delete(self._keys, place)
+        self._taken[index] = True
+        return index
 
 
 def _sources(context: StepContext[PackStepConfig]) -> list[Artifact]:
@@ -191,10 +226,10 @@ def _off_policy_facts(context: StepContext[PackStepConfig]) -> dict[str, Any]:
     return {"off_policy": {"wanted": wanted, "taken": min(wanted, found)}}
 
 
-def _pack_table(documents: DocumentTokens, packs: Sequence[Sequence[int]]) -> pa.Table:
-    indices = [index for pack in packs for index in pack]
+def _pack_table(documents: DocumentTokens, packs: Sequence[NDArray[np.int64]]) -> pa.Table:
+    indices = np.concatenate(packs)
     starts, first_targets = documents.starts[indices], documents.first_targets[indices]
-    lengths = (documents.starts[np.asarray(indices) + 1] - starts).astype(np.int32)
+    lengths = (documents.starts[indices + 1] - starts).astype(np.int32)
     ids = np.concatenate([documents.ids[start : start + length] for start, length in zip(starts, lengths, strict=True)])
     mask = np.concatenate([np.arange(length) >= first for first, length in zip(first_targets, lengths, strict=True)])
     of_documents = np.cumsum([0, *(len(pack) for pack in packs)], dtype=np.int32)

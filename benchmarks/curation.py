@@ -57,7 +57,9 @@ def context_of(step: str, folder: Path, teacher: Path, student: Path) -> StepCon
             context_length=CONTEXT,
             max_length=CONTEXT + 1,
         ),
-        "select": SelectStepConfig(selection=SelectionConfig(), sentence_end=SENTENCE_END, seed=0),
+        "select": SelectStepConfig(
+            selection=SelectionConfig(), sentence_end=SENTENCE_END, min_sentence_bytes=16, seed=0
+        ),
         "pack": PackStepConfig(context_length=CONTEXT, seed=0),
     }
     inputs = {"responses": folder / STEPS[step][1], "teacher": teacher, "student": student}

@@ -49,6 +49,10 @@ class SelectionConfig(Config):
     threshold: Probability = 0.5
     """p_T - p_S above which a sentence counts as Teacher, and below whose negative as Student."""
 
+    mean: Literal["token", "byte"] = "token"
+    """What a sentence's log-probabilities are averaged over. The paper's: tokens. Bytes are the same for both models, where one
+    cuts numbers into digits, say, and the other doesn't; probabilities are higher then, and differences smaller."""
+
     responses_per_prompt: Positive = 1
     """How many of a prompt's candidates are chosen."""
 

@@ -60,9 +60,12 @@ class Recipe(Config):
     sampling: SamplingConfig = SamplingConfig()
     """How the teacher answers."""
 
-    sentence_end: str = r"[.!?]+[\"')\]]*\s+|[。！？]+|\n+"
+    sentence_end: str = r"[.!?]+[\"')\]]*\s+|[。！？．｡।॥۔؟]+|\n+"
     """What ends a sentence, as a regular expression that consumes the end. The default: closing punctuation before white
-    space (so that 3.14 holds together), CJK full stops, and line breaks."""
+    space (so that 3.14 holds together), full stops of other scripts, and line breaks."""
+
+    min_sentence_bytes: NonNegative = 16
+    """Shorter sentences are joined to the next one: `1. ` or `e.g. ` has no vote of its own in the selection."""
 
     filters: FiltersConfig = FiltersConfig()
     """What never reaches training."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from dasd_megatron.artifacts.columns import numpy_rows
 from dasd_megatron.artifacts.shard_reader import ROW
+from dasd_megatron.config.base import NonNegative
 from dasd_megatron.config.curation import SelectionConfig
 from dasd_megatron.curation.data_step import DataStepKind
 from dasd_megatron.curation.scores import BUILTIN, scores_of
@@ -37,6 +38,10 @@ CANDIDATES = pa.schema(
 # Some sentences of every shard, for the report's figure.
 SENTENCES = pa.schema([("teacher", pa.float32()), ("student", pa.float32()), ("kind", pa.string())])
 MAX_SENTENCES = 20_000
+# How many sentences have p_T - p_S in each of BINS equal parts of [-1, 1], one row a shard.
+DIFFERENCES = pa.schema([("counts", pa.list_(pa.int64()))])
+BINS = 400
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 # What candidates are scored by.
 SEEN = ["uuid", "sample_index", "text", "logprobs", "token_starts", "student_logprobs", "student_token_starts"]
 
@@ -46,6 +51,7 @@ class SelectStepConfig(StepConfig):
 
     selection: SelectionConfig
     sentence_end: str
+    min_sentence_bytes: NonNegative
     seed: int
 
 
@@ -69,11 +75,12 @@ class SelectStep(DataStepKind[SelectStepConfig]):
         sentences = -(-MAX_SENTENCES // self.shard_count(context))
 
         def score(shard: int) -> Iterator[Mapping[str, pa.Table]]:
-            left = sentences
+            left, differences = sentences, np.zeros(BINS, np.int64)
             for batch in responses.batches("responses", SEEN, shard):
-                candidates, found = scorer.score(batch, left)
+                candidates, found = scorer.score(batch, left, differences)
                 left -= len(found)
                 yield {"sentences": found, self.table: candidates}
+            yield {"differences": pa.Table.from_pylist([{"counts": differences}], DIFFERENCES)}
 
         return score
 
@@ -88,7 +95,8 @@ class SelectStep(DataStepKind[SelectStepConfig]):
             rows = np.flatnonzero(chosen[start : start + len(content)]).astype(np.int32)
             context.output.write_shard("responses", shard, pa.table({ROW: rows}))
             start += len(content)
-        return _facts(candidates, chosen, config.selection)
+        counts = [table["counts"][0].values.to_numpy() for table in context.output.tables("differences")]
+        return {**_facts(candidates, chosen, config.selection), "difference": difference_facts(np.sum(counts, axis=0))}
 
     def documents(self, config: SelectStepConfig, inputs: InputEstimates) -> Documents:
         """Each prompt's quota, as far as there are candidates and the budget goes."""
@@ -106,17 +114,19 @@ class CandidateScorer:
     """Scores responses by their sentences."""
 
     def __init__(self, config: SelectStepConfig) -> None:
-        self._splitter, self._threshold = SentenceSplitter(config.sentence_end), config.selection.threshold
+        self._splitter = SentenceSplitter(config.sentence_end, config.min_sentence_bytes)
+        self._threshold, self._mean = config.selection.threshold, config.selection.mean
         self._names = list(dict.fromkeys([*BUILTIN, config.selection.score]))
 
-    def score(self, responses: pa.Table, sentences: int) -> tuple[pa.Table, pa.Table]:
-        """The candidates, and up to that many of their sentences."""
+    def score(self, responses: pa.Table, sentences: int, differences: NDArray[np.int64]) -> tuple[pa.Table, pa.Table]:
+        """The candidates, and up to that many of their sentences; all of these are counted in `differences`, [BINS]."""
         rows: list[dict[str, Any]] = []
         examples: list[dict[str, Any]] = []
         for row in numpy_rows(responses):
-            found = sentence_probabilities(row, self._splitter)
+            found = sentence_probabilities(row, self._splitter, self._mean)
             kinds = found.kinds(self._threshold)
             counts = Counter(kinds)
+            differences += np.histogram(found.difference, BINS, (-1, 1))[0]
             rows.append(
                 {
                     "uuid": row["uuid"],
@@ -173,6 +183,19 @@ def choose(candidates: pa.Table, selection: SelectionConfig, seed: int) -> NDArr
     return chosen
 
 
+def difference_facts(counts: NDArray[np.int64]) -> dict[str, Any]:
+    """Quantiles of p_T - p_S over all sentences, and what share of them each threshold would call Teacher; `counts`: [BINS]."""
+    below = np.cumsum(counts) / max(int(counts.sum()), 1)
+    edges = np.linspace(-1, 1, BINS + 1)[1:]
+    return {
+        "quantiles": {f"{share:g}": round(float(edges[np.searchsorted(below, share)]), 3) for share in QUANTILES},
+        "teacher_share": {
+            f"{threshold / 10:g}": round(1 - float(below[np.searchsorted(edges, threshold / 10 - 1e-9)]), 4)
+            for threshold in range(1, 10)
+        },
+    }
+
+
 def _facts(candidates: pa.Table, chosen: NDArray[np.bool_], selection: SelectionConfig) -> dict[str, Any]:
     """For the manifest."""
     shares = candidates["share_above"].to_numpy()
@@ -180,9 +203,16 @@ def _facts(candidates: pa.Table, chosen: NDArray[np.bool_], selection: Selection
         "counts": {
             "candidates": len(candidates),
             "prompts": pc.count_distinct(candidates["uuid"]).as_py(),
+            "prompts_with_a_choice": _with_a_choice(candidates),
             "responses": int(chosen.sum()),
         },
         "sentence_kinds": {kind: pc.sum(candidates[kind]).as_py() for kind in KINDS},
         "threshold": selection.threshold,
         "mean_share_above": {"candidates": float(np.mean(shares)), "chosen": float(np.mean(shares[chosen]))},
     }
+
+
+def _with_a_choice(candidates: pa.Table) -> int:
+    """Prompts of which at least two different responses are left."""
+    texts = candidates.group_by("uuid").aggregate([("text_hash", "count_distinct")])["text_hash_count_distinct"]
+    return int(np.sum(texts.to_numpy() > 1))

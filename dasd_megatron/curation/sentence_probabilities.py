@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dasd_megatron.curation.sentences import SentenceSplitter, sentence_of_tokens
+from dasd_megatron.tokenization.response_format import CLOSE, OPEN
 
 KINDS = ("Teacher", "Student", "Shared")
+_MARKUP = re.compile(rf"\s*(?:{re.escape(OPEN)}|{re.escape(CLOSE)})\s*")
 
 
 @dataclass(frozen=True)
@@ -39,23 +42,51 @@ class SentenceProbabilities:
         return [KINDS[0] if d > threshold else KINDS[1] if d < -threshold else KINDS[2] for d in self.difference]
 
 
-def sentence_probabilities(row: Mapping[str, Any], splitter: SentenceSplitter) -> SentenceProbabilities:
-    """Teacher's and student's probabilities of the sentences of one scored response (schema FILTERED + student_logprobs)."""
-    starts = splitter.starts(row["text"])
-    teacher = _mean_logprobs(row["logprobs"], sentence_of_tokens(row["token_starts"], starts), len(starts))
-    student = _mean_logprobs(
-        row["student_logprobs"], sentence_of_tokens(row["student_token_starts"], starts), len(starts)
-    )
+def sentence_probabilities(
+    row: Mapping[str, Any], splitter: SentenceSplitter, mean: Literal["token", "byte"] = "token"
+) -> SentenceProbabilities:
+    """Teacher's and student's probabilities of the sentences of one scored response (schema FILTERED + student_logprobs).
+
+    Markup (`<think>`, `</think>` and white space around them) counts on neither side: the models write it in their own ways.
+    """
+    text, starts = row["text"], np.asarray(splitter.starts(row["text"]), np.int64)
+    markup = _markup(text)
+    sizes = None
+    if mean == "byte":
+        sizes = np.diff(starts, append=len(text.encode()))
+        for first, last in markup:  # each lies in one sentence, or begins one
+            sizes -= np.clip(
+                np.minimum(np.append(starts[1:], len(text.encode())), last) - np.maximum(starts, first), 0, None
+            )
+    sides = []
+    for logprobs, token_starts in (("logprobs", "token_starts"), ("student_logprobs", "student_token_starts")):
+        places = np.asarray(row[token_starts], np.int64)
+        sentences = sentence_of_tokens(places, starts)
+        for first, last in markup:
+            sentences[(places >= first) & (places < last)] = -1
+        sides.append(_mean_logprobs(row[logprobs], sentences, len(starts), sizes))
+    teacher, student = sides
     both = ~(np.isnan(teacher) | np.isnan(student))
     # A probability of exactly 0 (underflow) would make the log-ratio infinite.
     tiny = np.finfo(np.float64).tiny
     return SentenceProbabilities(np.maximum(np.exp(teacher[both]), tiny), np.maximum(np.exp(student[both]), tiny))
 
 
-def _mean_logprobs(logprobs: ArrayLike, sentences: NDArray[np.int64], count: int) -> NDArray[np.float64]:
-    """Mean log-probability of the tokens of each sentence, [count]; NaN where a sentence has no token."""
+def _markup(text: str) -> list[tuple[int, int]]:
+    """Where markup is: (first, last) byte of each, the last excluded."""
+    spans = []
+    for match in _MARKUP.finditer(text):
+        first = len(text[: match.start()].encode())
+        spans.append((first, first + len(match.group().encode())))
+    return spans
+
+
+def _mean_logprobs(
+    logprobs: ArrayLike, sentences: NDArray[np.int64], count: int, sizes: NDArray[np.int64] | None
+) -> NDArray[np.float64]:
+    """Mean log-probability of each sentence, over its tokens or over `sizes`, [count]; NaN where it has no token."""
     kept = sentences >= 0
     sums = np.bincount(sentences[kept], weights=np.asarray(logprobs, dtype=np.float64)[kept], minlength=count)
     numbers = np.bincount(sentences[kept], minlength=count)
     with np.errstate(invalid="ignore"):
-        return np.where(numbers > 0, sums / np.maximum(numbers, 1), np.nan)
+        return np.where(numbers > 0, sums / np.maximum(numbers if sizes is None else sizes, 1), np.nan)

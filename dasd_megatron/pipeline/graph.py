@@ -152,6 +152,7 @@ class _GraphBuilder:
             threads=recipe.launch.threads,
             selection=recipe.selection,
             sentence_end=recipe.sentence_end,
+            min_sentence_bytes=recipe.min_sentence_bytes,
             seed=recipe.seed,
         )
         return self.add(f"select_{stage.name}", "select", selecting, {"responses": scored})

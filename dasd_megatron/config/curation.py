@@ -14,20 +14,12 @@ class FiltersConfig(Config):
     end of turn must fit `packing.context_length`, and the student's own positions, in its tokens; that has no setting here.
     """
 
-    ngram_size: Positive = 20
-    """Student tokens of the n-grams whose repetition is measured."""
+    max_repeated_share: Probability = 0.2
+    """Share of a response's words that one stretch may take in which the same words, or the same with other numbers, come six
+    times in a row or more. Fenced code doesn't count."""
 
-    max_repeated_ngrams: Probability = 0.5
-    """Share of the response's n-grams that have occurred before in it."""
-
-    max_sentence_repeats: Positive = 20
-    """Times that one sentence of at least min_repeated_chars characters may occur."""
-
-    max_paragraph_repeats: Positive = 8
-    """Times that one paragraph of at least min_repeated_chars characters may occur."""
-
-    min_repeated_chars: Positive = 24
-    """Sentences and paragraphs shorter than this may occur any number of times."""
+    min_repeated_words: Positive = 200
+    """A stretch of fewer words is never too long."""
 
     additional: dict[str, dict[str, Any]] = {}
     """Filters that plugins register, with their settings: `{too_short: {min_tokens: 20}}`. They come after the others."""

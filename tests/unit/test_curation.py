@@ -20,14 +20,6 @@ from dasd_megatron.config.recipe import Recipe
 from dasd_megatron.curation import packing
 from dasd_megatron.curation.documents import DocumentIndex, read_documents
 from dasd_megatron.curation.filtering import FilterConfig, FilterStep, ResponseFilter
-from dasd_megatron.curation.filters.filter import FilterSetup, NoOptions, StudentView
-from dasd_megatron.curation.filters.repetition import (
-    RepeatedNgramsFilter,
-    RepeatedParagraphsFilter,
-    RepeatedSentencesFilter,
-    most_repeats,
-    repeated_ngram_share,
-)
 from dasd_megatron.curation.packing import PackStep, PackStepConfig, pack
 from dasd_megatron.curation.scores import BUILTIN, scores_of
 from dasd_megatron.curation.selection import BINS, CANDIDATES, choose, difference_facts, text_hash
@@ -99,29 +91,6 @@ def test_bad_sentence_pattern() -> None:
         SentenceSplitter("(")
 
 
-def test_repetition_measures() -> None:
-    assert repeated_ngram_share([1, 2, 3, 4], 2) == 0
-    assert repeated_ngram_share([1, 2, 1, 2, 1], 2) == pytest.approx(0.5)
-    assert repeated_ngram_share([1], 2) == 0
-    assert most_repeats(["a long one", "short", "a long one ", "short"], 6) == 2
-
-
-@pytest.mark.parametrize(
-    ("text", "tokens", "reason"),
-    [
-        ("fine", list(range(100)), None),
-        ("loop", [1, 2, 3] * 100, "repeated_ngrams"),
-        ("Wait, let me check that once more. " * 30, list(range(100)), "repeated_sentences"),
-        ("A paragraph of some length here\n\n" * 10, list(range(100)), "repeated_paragraphs"),
-    ],
-)
-def test_repetition_reasons(student_tokenizer: ChatTokenizer, text: str, tokens: list[int], reason: str | None) -> None:
-    setup = FilterSetup(FiltersConfig(), student_tokenizer, SentenceSplitter(DEFAULT_END), max_document_tokens=10_000)
-    view = StudentView({}, text, [], tokens)
-    rules = [RepeatedNgramsFilter, RepeatedSentencesFilter, RepeatedParagraphsFilter]
-    assert next((found for rule in rules if (found := rule(setup, NoOptions()).reason(view))), None) == reason
-
-
 def response_row(teacher: ChatTokenizer, text: str, finish: str = "stop", **fields: Any) -> dict[str, Any]:
     """A sampled row as the `sample` step writes it."""
     ids = teacher.encode(text) + ([teacher.end_of_turn_id] if finish == "stop" else [])
@@ -147,7 +116,7 @@ def response_row(teacher: ChatTokenizer, text: str, finish: str = "stop", **fiel
 FILTER_CONFIG = FilterConfig(
     teacher=ModelConfig(model=TOY / "teacher"),
     student=ModelConfig(model=TOY / "student"),
-    filters=FiltersConfig(),
+    filters=FiltersConfig(min_repeated_words=50),
     sentence_end="[;!]",
     context_length=90,
     max_length=None,
@@ -162,7 +131,7 @@ FILTER_CONFIG = FilterConfig(
         ("3*4=2;", "stop", "no_thinking"),
         ("<think>3*4=2;", "stop", "no_answer"),
         ("<think>" + "1" * 99 + "</think>2", "stop", "too_long"),
-        ("<think>" + "3*4=2;" * 14 + "</think>2", "stop", "repeated_ngrams"),
+        ("<think>" + "3*4=2;" * 14 + "</think>2", "stop", "repeated"),
     ],
 )
 def test_filter_reasons(

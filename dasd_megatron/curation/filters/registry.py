@@ -15,9 +15,7 @@ from dasd_megatron.utils.registry import Registry
 BUILTIN = {
     "special_token": "dasd_megatron.curation.filters.special_tokens:SpecialTokenFilter",
     "too_long": "dasd_megatron.curation.filters.length:LengthFilter",
-    "repeated_ngrams": "dasd_megatron.curation.filters.repetition:RepeatedNgramsFilter",
-    "repeated_sentences": "dasd_megatron.curation.filters.repetition:RepeatedSentencesFilter",
-    "repeated_paragraphs": "dasd_megatron.curation.filters.repetition:RepeatedParagraphsFilter",
+    "repeated": "dasd_megatron.curation.filters.repetition:RepeatedFilter",
 }
 FILTERS: Registry[type[Filter]] = Registry("filter", BUILTIN)
 

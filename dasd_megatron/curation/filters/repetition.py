@@ -1,64 +1,62 @@
-"""Filters of degenerate repetition in a response (paper, section 2.2; the measures and limits are ours)."""
+"""The filter `repeated`: degenerate repetition in a response (paper, section 2.2; the measure and its limits are ours)."""
 
 from __future__ import annotations
 
+import math
 import re
-from collections import Counter
-from collections.abc import Iterable
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import NDArray
 
 from dasd_megatron.curation.filters.filter import Filter, StudentView
 
-# Odd, so that multiplying by it loses no bits.
-_BASE = np.uint64(0x9E3779B97F4A7C15)
+# Code repeats itself by its nature, and a response that shows some is no loop.
+_FENCED = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
+_DIGITS = re.compile(r"\d+")
+# A word, a symbol, or a character of a script that has no spaces between words.
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+|[^\w\s]")
+# Words of the longest stretch that may be repeated, and how often it must be, one after another.
+MAX_PERIOD, MIN_REPEATS = 128, 6
 
 
-def repeated_ngram_share(tokens: ArrayLike, size: int) -> float:
-    """Share of the n-grams of `tokens` that have occurred before, told apart by 64-bit hashes; 0 where there is none."""
-    ids = np.asarray(tokens, np.uint64) + np.uint64(1)
-    count = len(ids) - size + 1
-    if count <= 0:
-        return 0.0
-    hashes = np.zeros(count, np.uint64)
-    for place in range(size):
-        hashes = (hashes + ids[place : place + count]) * _BASE
-        hashes ^= hashes >> np.uint64(29)
-    return 1 - len(np.unique(hashes)) / count
+def words_of(text: str) -> NDArray[np.int32]:
+    """A number for each word of a text, equal for equal words, [words]; numbers are all alike, fenced code is left out."""
+    words = _WORD.findall(_DIGITS.sub("0", _FENCED.sub(" ", text)))
+    numbers: dict[str, int] = {}
+    return np.fromiter((numbers.setdefault(word, len(numbers)) for word in words), np.int32, len(words))
 
 
-def most_repeats(parts: Iterable[str], min_chars: int) -> int:
-    """How often the most frequent part of at least `min_chars` characters occurs."""
-    counts = Counter(part for part in (raw.strip() for raw in parts) if len(part) >= min_chars)
-    return max(counts.values(), default=0)
+def repeated_words(words: NDArray[np.int32], least: int) -> int:
+    """Words of a stretch of at least `least` in which up to MAX_PERIOD words come MIN_REPEATS times in a row; 0 for none."""
+    # In such a stretch all words but those of the last repeat are followed by their like one period later: at least this share,
+    # so that one of the places `step` apart has `step` of them behind it.
+    step = max(1, least * (MIN_REPEATS - 1) // MIN_REPEATS // 2)
+    for place in range(0, len(words) - step, step):
+        periods = np.flatnonzero(words[place + 1 : place + 1 + MAX_PERIOD] == words[place]) + 1
+        for period in periods.tolist():
+            following = words[place + period : place + period + step]
+            if len(following) == step and np.array_equal(words[place : place + step], following):
+                stretch = _stretch(words, place, period)
+                if stretch >= max(least, MIN_REPEATS * period):
+                    return stretch
+    return 0
 
 
-class RepeatedNgramsFilter(Filter):
-    """Too large a share of n-grams that have occurred before."""
-
-    def reason(self, response: StudentView) -> str | None:
-        """`repeated_ngrams`."""
-        limits = self.setup.limits
-        share = repeated_ngram_share(response.response_ids, limits.ngram_size)
-        return "repeated_ngrams" if share > limits.max_repeated_ngrams else None
-
-
-class RepeatedSentencesFilter(Filter):
-    """One sentence too many times."""
-
-    def reason(self, response: StudentView) -> str | None:
-        """`repeated_sentences`."""
-        limits = self.setup.limits
-        times = most_repeats(self.setup.splitter.split(response.text), limits.min_repeated_chars)
-        return "repeated_sentences" if times > limits.max_sentence_repeats else None
+def _stretch(words: NDArray[np.int32], place: int, period: int) -> int:
+    """Words around `place` that repeat with this period."""
+    different = np.flatnonzero(words[period:] != words[:-period])
+    after = int(np.searchsorted(different, place))
+    first = int(different[after - 1]) + 1 if after else 0
+    last = int(different[after]) if after < len(different) else len(words) - period
+    return last - first + period
 
 
-class RepeatedParagraphsFilter(Filter):
-    """One paragraph too many times."""
+class RepeatedFilter(Filter):
+    """Too large a share of a response says the same over and over, be it with other numbers each time."""
 
     def reason(self, response: StudentView) -> str | None:
-        """`repeated_paragraphs`."""
+        """`repeated`."""
         limits = self.setup.limits
-        times = most_repeats(re.split(r"\n\s*\n", response.text), limits.min_repeated_chars)
-        return "repeated_paragraphs" if times > limits.max_paragraph_repeats else None
+        words = words_of(response.text)
+        least = max(limits.min_repeated_words, math.ceil(limits.max_repeated_share * len(words)))
+        return "repeated" if repeated_words(words, least) else None

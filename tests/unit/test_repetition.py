@@ -1,0 +1,77 @@
+"""Degenerate repetition is told from text that merely repeats itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dasd_megatron.config.curation import FiltersConfig
+from dasd_megatron.curation.filters import repetition
+from dasd_megatron.curation.filters.filter import FilterSetup, NoOptions, StudentView
+from dasd_megatron.curation.filters.repetition import RepeatedFilter, repeated_words, words_of
+from dasd_megatron.curation.sentences import SentenceSplitter
+from dasd_megatron.tokenization.tokenizer import ChatTokenizer
+
+# 1,000 words, each of them once.
+VARIED = " ".join(
+    f"word{'abcdefghij'[n // 100]}{'klmnopqrst'[n // 10 % 10]}{'uvwxyzabcd'[n % 10]}" for n in range(1000)
+)
+CODE = "for (int i = 0; i < n; i++) {\n    total += values[i];\n}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (VARIED, None),
+        (VARIED + " Wait. Hmm." * 1500, "repeated"),
+        (VARIED + " and so on" * 2500, "repeated"),
+        (VARIED + "".join(f"\nCase {n}: {n} + 1 = {n + 1}, which is not prime." for n in range(90)), "repeated"),
+        ("".join(f"{n}. It holds for this number.\n" for n in range(900)), "repeated"),
+        (VARIED + " So the answer is 42." * 60 + " Let me think again. " + VARIED[:2000], "repeated"),
+        ("所以答案是四十二。" * 100, "repeated"),
+        # A list of numbers in a long text, equal sentences here and there, code in fences, a short loop that ended.
+        (VARIED + " " + ", ".join(map(str, range(100))), None),
+        (" ".join(f"{VARIED[start : start + 200]} Let me check." for start in range(0, 6000, 200)), None),
+        (VARIED + "\n```c\n" + CODE * 100 + "```\nThat is all.", None),
+        (VARIED + "\n```c\n" + CODE * 100, None),
+        (VARIED + " Wait. Hmm." * 30, None),
+    ],
+)
+def test_what_is_degenerate(student_tokenizer: ChatTokenizer, text: str, reason: str | None) -> None:
+    setup = FilterSetup(FiltersConfig(), student_tokenizer, SentenceSplitter(r"\n"), max_document_tokens=10_000)
+    view = StudentView({}, text, [], np.zeros(0, np.int32))
+    assert RepeatedFilter(setup, NoOptions()).reason(view) == reason
+
+
+def test_numbers_are_alike_and_code_is_left_out() -> None:
+    assert words_of("a 12 b 345 a").tolist() == [0, 1, 2, 1, 0]
+    assert words_of("a ```x y z``` a").tolist() == [0, 0]
+    assert words_of("").tolist() == []
+
+
+def by_hand(words: list[int]) -> int:
+    """Words of the longest stretch, by looking at every start and period."""
+    longest = 0
+    for period in range(1, len(words) + 1):
+        for start in range(len(words)):
+            end = start + period
+            while end < len(words) and words[end] == words[end - period]:
+                end += 1
+            if end <= len(words) and end - start >= repetition.MIN_REPEATS * period:
+                longest = max(longest, end - start)
+    return longest
+
+
+@given(
+    st.lists(st.integers(0, 2), max_size=40),
+    st.lists(st.integers(0, 2), min_size=1, max_size=4),
+    st.integers(0, 12),
+    st.integers(1, 50),
+)
+def test_a_long_stretch_is_found_wherever_it_is(before: list[int], part: list[int], times: int, least: int) -> None:
+    words = [*before, *part * times, *before]
+    found = repeated_words(np.array(words, np.int32), least)
+    assert bool(found) == (by_hand(words) >= least)
+    assert not found or least <= found <= by_hand(words)

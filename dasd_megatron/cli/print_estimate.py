@@ -42,7 +42,7 @@ class Workload:
 
 def print_estimate(recipe: Recipe, stage: StageConfig, step: Step, gpu: GpuName | None, mfu: float) -> None:
     """Prints parameters, tokens, FLOPs, memory a rank by part and, for a GPU, hours."""
-    training, parallel = stage.training_config(recipe.training), recipe.parallel
+    training, parallel = stage.training.applied_to(recipe.training), recipe.parallel
     shape = shape_of(read_config(recipe.student.model), recipe.student.model)
     work = Workload.of(step, recipe)
     steps = _steps(training, work)

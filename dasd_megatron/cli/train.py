@@ -90,7 +90,7 @@ def _run(args: argparse.Namespace) -> int:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # read when torch is imported: nothing is to be put on a GPU
         from dasd_megatron.training.build_ranks import build_ranks
 
-        training = stage.training_config(recipe.training)
+        training = stage.training.applied_to(recipe.training)
         build_ranks(recipe.student.model, recipe.parallel, training, recipe.memory)
     else:
         from dasd_megatron.runtime.local_runner import run_one

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, model_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    create_model,
+    model_serializer,
+)
 from pydantic.fields import FieldInfo
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -15,6 +24,21 @@ Temperature = Annotated[float, Field(ge=0, le=10)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 # Slurm's days-hours:minutes:seconds. YAML 1.1 reads an unquoted 04:00:00 as a number, so it has to be quoted.
 TimeLimit = Annotated[str, Field(pattern=r"^(\d+-)?\d+:[0-5]\d:[0-5]\d$")]
+
+
+def _one_message(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    """Instead of one message for each thing that it might have been."""
+    try:
+        return validate(value)
+    except ValidationError:
+        raise ValueError("give a positive whole number, or one for each domain: {math: 1000}") from None
+
+
+# How many of something, in all or by domain.
+Count = Annotated[
+    Positive | Annotated[dict[str, Positive], Field(min_length=1)],
+    WrapValidator(_one_message),
+]
 
 T = TypeVar("T")
 
@@ -60,12 +84,19 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
+C = TypeVar("C", bound=Config)
+
+
 class Overrides(Config):
     """A section of which only what differs is written down; made by `overrides_of`."""
 
     def written(self) -> dict[str, Any]:
         """The settings that were written down."""
         return {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
+
+    def applied_to(self, common: C) -> C:
+        """`common` with these differences."""
+        return type(common)(**{**common.model_dump(), **self.written()})
 
     @model_serializer(mode="plain")
     def _serialize(self) -> dict[str, Any]:

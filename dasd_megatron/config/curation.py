@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from dasd_megatron.config.base import Config, Positive, Probability
+from dasd_megatron.config.base import Config, Count, Positive, Probability
 
 
 class FiltersConfig(Config):
@@ -21,6 +21,10 @@ class FiltersConfig(Config):
     min_repeated_words: Positive = 200
     """A stretch of fewer words is never too long."""
 
+    right_answers_only: bool = False
+    """Drop responses whose final answer is wrong by `evaluation.grader`; those to problems without a reference answer stay. The
+    paper doesn't: it needs none."""
+
     additional: dict[str, dict[str, Any]] = {}
     """Filters that plugins register, with their settings: `{too_short: {min_tokens: 20}}`. They come after the others."""
 
@@ -36,7 +40,8 @@ class SelectionConfig(Config):
     """Best score first, or at random."""
 
     score: str = "share_above"
-    """`share_above`, `mean_difference`, `mean_log_ratio`, or one that a plugin registers."""
+    """`share_above` (the paper's), `mean_difference`, `mean_log_ratio`, `rank_surprisal` (arXiv 2601.14249), `learnability`
+    (LARK, arXiv 2605.30651), or one that a plugin registers."""
 
     threshold: Probability = 0.5
     """p_T - p_S above which a sentence counts as Teacher, and below whose negative as Student."""
@@ -48,8 +53,9 @@ class SelectionConfig(Config):
     responses_per_prompt: Positive = 1
     """How many of a prompt's candidates are chosen."""
 
-    total: Positive | None = None
-    """Budget in all; by default every prompt keeps its quota."""
+    total: Count | None = None
+    """Budget, in all or by domain, `{math: 45_400, code: 20_100}`: then nothing of other domains is chosen. By default every
+    prompt keeps its quota."""
 
 
 class PackingConfig(Config):

@@ -117,7 +117,7 @@ class Recipe(Config):
             )
         for index, stage in enumerate(self.stages):
             try:
-                stage.training_config(self.training)
+                stage.training.applied_to(self.training)
             except ValidationError as error:
                 reason = error.errors()[0]["msg"].removeprefix("Value error, ")
                 raise ValueError(f"stages.{index}.training: {reason}") from None

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import Field
 
-from dasd_megatron.config.base import Config, Name, Overrides, Positive, Probability, Temperature, overrides_of
+from dasd_megatron.config.base import Config, Count, Name, Overrides, Positive, Probability, Temperature, overrides_of
+from dasd_megatron.config.curation import SelectionConfig
+from dasd_megatron.config.prompts import PromptSource
 from dasd_megatron.config.training import TrainingConfig
 
 if TYPE_CHECKING:
+    SelectionOverrides = Overrides
     TrainingOverrides = Overrides
 else:
+    SelectionOverrides = overrides_of(SelectionConfig)
     TrainingOverrides = overrides_of(TrainingConfig)
-
-
-def _one_message(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
-    """Instead of one message for each thing that it might have been."""
-    try:
-        return validate(value)
-    except ValidationError:
-        raise ValueError("give a positive whole number of prompts, or one for each domain: {math: 1000}") from None
-
-
-PromptCount = Annotated[
-    Positive | Annotated[dict[str, Positive], Field(min_length=1)],
-    WrapValidator(_one_message),
-]
 
 
 class _Stage(Config):
@@ -35,10 +25,6 @@ class _Stage(Config):
 
     training: TrainingOverrides = TrainingOverrides()
     """Keys of `training` that differ in this stage."""
-
-    def training_config(self, common: TrainingConfig) -> TrainingConfig:
-        """`common` with this stage's differences."""
-        return TrainingConfig(**{**common.model_dump(), **self.training.written()})
 
 
 class SampledStageConfig(_Stage):
@@ -50,9 +36,15 @@ class SampledStageConfig(_Stage):
     temperature: Temperature
     """At which the teacher is sampled for this stage's data."""
 
-    prompts: PromptCount | None = None
+    source: PromptSource | None = None
+    """This stage's own problems; those of `prompts.train` by default."""
+
+    prompts: Count | None = None
     """Prompts that the stage's data is made from, in their order: at most this number in all, or exactly these numbers of each
     domain, `{math: 45_400, code: 20_100}`; all by default."""
+
+    selection: SelectionOverrides = SelectionOverrides()
+    """Keys of `selection` that differ in this stage: `{total: 105_000}`, say."""
 
 
 class MixedPolicyStageConfig(_Stage):
@@ -78,11 +70,16 @@ class MixedPolicyConfig(Config):
     """The student's answer is capped at this multiple of the teacher's length, in student tokens."""
 
     cut_after: Probability = 0.5
-    """Cut at a random position from here to the end. Beyond half: the student must have gone astray on its own."""
+    """Cut at a random place from this share of the answer on where a token begins for student and teacher alike. Beyond half:
+    the student must have gone astray on its own."""
 
     keep: Literal["truncated", "truncated_or_wrong"] = "truncated"
     """The paper keeps truncated answers: there student and teacher part. `truncated_or_wrong` adds those with a wrong final
     answer."""
+
+    right_answers_only: bool = False
+    """Drop continuations that end in a wrong answer by `evaluation.grader`, where the problem has a reference answer: the teacher
+    didn't repair them. `filters.right_answers_only` asks it of all stages."""
 
     off_policy_ratio: float = Field(2.6, ge=0)
     """Off-policy rows of the stage before, for each mixed one (the paper's ablation: 20K to 7.7K)."""

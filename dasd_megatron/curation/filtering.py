@@ -72,6 +72,8 @@ class FilterConfig(StepConfig):
     context_length: Positive
     # Of the engine that will score what is kept.
     max_length: Positive | None
+    # Tells wrong answers, to drop them; None: they stay.
+    grader: str | None = None
 
 
 class FilterStep(DataStepKind[FilterConfig]):
@@ -147,7 +149,9 @@ class ResponseFilter:
         self._prompt_ids = lru_cache(maxsize=1)(student.prompt_ids)  # the candidates of a prompt come one after another
         self._format = response_format(config.teacher.response_format, teacher)
         splitter = SentenceSplitter(config.sentence_end)
-        self._filters = build_filters(FilterSetup(config.filters, student, splitter, max_document_tokens))
+        self._filters = build_filters(
+            FilterSetup(config.filters, student, splitter, max_document_tokens, config.grader)
+        )
 
     def apply(self, rows: Iterable[Mapping[str, Any]]) -> list[tuple[str | None, dict[str, Any]]]:
         """Of each row (None, the row with what FILTERED adds), or (reason, the row with its text made canonical)."""

@@ -191,7 +191,7 @@ class Evaluator:
             lengths.append(len(tokens))
         scores = self._engine.score(sequences) if sequences else []
         for row, score, length in zip(rows, scores, lengths, strict=True):
-            row["model_logprob"] = float(np.sum(score[-length:], dtype=np.float64))
+            row["model_logprob"] = float(np.sum(score.logprobs[-length:], dtype=np.float64))
         return pa.Table.from_pylist(rows, ALIGNMENT)
 
     def _in_own_tokens(self, question: str, text: str) -> tuple[list[int], list[int]]:

@@ -18,6 +18,7 @@ from dasd_megatron.config.sampling import SamplingConfig
 from dasd_megatron.config.stages import SampledStageConfig, StageConfig
 from dasd_megatron.curation.filtering import FilterConfig
 from dasd_megatron.curation.packing import PackStepConfig
+from dasd_megatron.curation.scores import NEED_BRIER
 from dasd_megatron.curation.selection import SelectStepConfig
 from dasd_megatron.evaluation.evaluate import EvaluateConfig
 from dasd_megatron.models.hf_config import check_model_folder, read_config
@@ -79,7 +80,7 @@ class _GraphBuilder:
                 config,
                 recipe.student.model,
                 recipe.parallel,
-                stage.training_config(recipe.training),
+                stage.training.applied_to(recipe.training),
                 recipe.memory,
                 recipe.packing.context_length,
             )
@@ -92,15 +93,14 @@ class _GraphBuilder:
     def build(self) -> dict[str, Step]:
         recipe = self.recipe
         self.test_prompts = self._prompts("prompts_test", "prompts.test", recipe.prompts.test, {})
-        others: dict[str, Source] = {"held_out": self.test_prompts, "teacher": self.teacher}
-        self.train_prompts = self._prompts("prompts_train", "prompts.train", recipe.prompts.train, others)
+        self.train_prompts = self._train_prompts("train", "prompts.train", recipe.prompts.train)
         checkpoint = self.add("import_student", "import", self._plain, {"model": self.student})
         exported: Source = self.student
         models: dict[str, Source] = {"student": self.student}
         selected: Step | None = None  # of the sampled stage before
         for index, stage in enumerate(recipe.stages):
             if isinstance(stage, SampledStageConfig):
-                selected = self._sampled_data(stage)
+                selected = self._sampled_data(stage, index)
                 packs = self._pack(stage, selected)
             else:
                 assert selected is not None  # the recipe's own check
@@ -129,12 +129,19 @@ class _GraphBuilder:
         if not self.remote and source.path is not None and not source.path.is_file():
             raise UserError(f"{key}.path: {source.path}: no such file")
         external = ExternalInput(source.path, str(source.path or f"{source.dataset}/{source.split}"))
-        config = PromptsStepConfig(threads=self.recipe.launch.threads, source=source, needs_answer=not others)
+        config = PromptsStepConfig(threads=self.recipe.launch.threads, source=source, key=key, needs_answer=not others)
         return self.add(name, "prompts", config, {"source": external, **others})
 
-    def _sampled_data(self, stage: SampledStageConfig) -> Step:
+    def _train_prompts(self, name: str, key: str, source: PromptSource) -> Step:
+        others: dict[str, Source] = {"held_out": self.test_prompts, "teacher": self.teacher}
+        return self._prompts(f"prompts_{name}", key, source, others)
+
+    def _sampled_data(self, stage: SampledStageConfig, index: int) -> Step:
         """sample -> filter -> score -> select."""
         recipe = self.recipe
+        prompts = self.train_prompts
+        if stage.source is not None:
+            prompts = self._train_prompts(stage.name, f"stages.{index}.source", stage.source)
         sampling = SampleConfig(
             **self._engine,
             model=recipe.teacher,
@@ -143,14 +150,16 @@ class _GraphBuilder:
             seed=recipe.seed,
             limit=stage.prompts,
         )
-        inputs: dict[str, Source] = {"prompts": self.train_prompts, "model": self.teacher}
+        inputs: dict[str, Source] = {"prompts": prompts, "model": self.teacher}
         sampled = self.add(f"sample_{stage.name}", "sample", sampling, inputs)
-        inputs = {"responses": self._filter(stage, sampled), "model": self.student}
-        scoring = ScoreConfig(**self._engine, model=recipe.student)
+        filtered = self._filter(stage, sampled, recipe.filters.right_answers_only)
+        inputs = {"responses": filtered, "model": self.student}
+        selection = stage.selection.applied_to(recipe.selection)
+        scoring = ScoreConfig(**self._engine, model=recipe.student, brier=selection.score in NEED_BRIER)
         scored = self.add(f"score_{stage.name}", "score", scoring, inputs)
         selecting = SelectStepConfig(
             threads=recipe.launch.threads,
-            selection=recipe.selection,
+            selection=selection,
             sentence_end=recipe.sentence_end,
             min_sentence_bytes=recipe.min_sentence_bytes,
             seed=recipe.seed,
@@ -186,9 +195,10 @@ class _GraphBuilder:
         )
         inputs: dict[str, Source] = {"answers": answers, "model": self.teacher, "student": self.student}
         continued = self.add(f"continue_{stage.name}", "continue", continuation, inputs)
-        return self._pack(stage, self._filter(stage, continued), off_policy=selected)
+        right_answers_only = recipe.filters.right_answers_only or mixed.right_answers_only
+        return self._pack(stage, self._filter(stage, continued, right_answers_only), off_policy=selected)
 
-    def _filter(self, stage: StageConfig, responses: Step) -> Step:
+    def _filter(self, stage: StageConfig, responses: Step, right_answers_only: bool) -> Step:
         recipe = self.recipe
         config = FilterConfig(
             threads=recipe.launch.threads,
@@ -198,6 +208,7 @@ class _GraphBuilder:
             sentence_end=recipe.sentence_end,
             context_length=recipe.packing.context_length,
             max_length=recipe.engine.max_length,
+            grader=recipe.evaluation.grader if right_answers_only else None,
         )
         inputs: dict[str, Source] = {"responses": responses, "teacher": self.teacher, "student": self.student}
         return self.add(f"filter_{stage.name}", "filter", config, inputs)
@@ -219,7 +230,7 @@ class _GraphBuilder:
         events = recipe.run_dir / "tensorboard" / name
         config = TrainConfig(
             threads=recipe.launch.threads,
-            training=stage.training_config(recipe.training),
+            training=stage.training.applied_to(recipe.training),
             isolate_documents=recipe.packing.isolate_documents,
             seed=seed,
             parallel=recipe.parallel,

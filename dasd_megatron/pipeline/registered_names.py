@@ -16,7 +16,11 @@ def check_named_parts(recipe: Recipe) -> None:
     """Raises UserError for an engine, score, grader or filter that isn't registered, and for wrong options of a filter."""
     named: list[tuple[Registry[Any], str, str]] = [
         (ENGINES, recipe.engine.name, "engine.name"),
-        (SCORES, recipe.selection.score, "selection.score"),
+        *(
+            (SCORES, stage.selection.applied_to(recipe.selection).score, "selection.score")
+            for stage in recipe.stages
+            if stage.kind == "sampled"
+        ),
         (GRADERS, recipe.evaluation.grader, "evaluation.grader"),
     ]
     for registry, name, where in named:

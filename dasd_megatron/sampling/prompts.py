@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dasd_megatron.artifacts.artifact import shard_name
+from dasd_megatron.config.base import ExecutionOnly
 from dasd_megatron.config.prompts import PromptColumns, PromptSource
 from dasd_megatron.sampling.decontamination import HeldOutProblems, normalized
 from dasd_megatron.steps.cost_estimate import TEXT, Cost, InputEstimates, Unknown
@@ -45,6 +46,8 @@ class PromptsStepConfig(StepConfig):
     """Config of a step `prompts`."""
 
     source: PromptSource
+    # Of `source` in the recipe, for messages.
+    key: ExecutionOnly[str] = "prompts.train"
     # Held-out problems need a reference answer.
     needs_answer: bool
 
@@ -75,7 +78,7 @@ class PromptsStep(StepKind[PromptsStepConfig]):
             except BadRow as bad:
                 if source.bad_rows == "error":
                     raise UserError(
-                        f"{place}: {bad}; fix it, or set prompts.*.bad_rows=drop to drop such rows"
+                        f"{place}: {bad}; fix it, or set {context.config.key}.bad_rows=drop to drop such rows"
                     ) from None
                 content = raw if isinstance(raw, str) else json.dumps(raw, default=str)
                 dropped.append({"place": place, "reason": bad.reason, "content": content})
@@ -102,8 +105,7 @@ class PromptsStep(StepKind[PromptsStepConfig]):
     def prompts(self, config: PromptsStepConfig, inputs: InputEstimates) -> float:
         """The limit: how many rows there are isn't known before they are read."""
         if config.source.limit is None:
-            key = "prompts.test" if config.needs_answer else "prompts.train"
-            raise Unknown(f"how many prompts there are: set {key}.limit")
+            raise Unknown(f"how many prompts there are: set {config.key}.limit")
         return float(config.source.limit)
 
     def cost(self, config: PromptsStepConfig, inputs: InputEstimates) -> Cost:
@@ -122,7 +124,7 @@ def _checked_row(
     if uuid in seen:
         raise BadRow("duplicate_uuid", f"uuid {uuid!r} stands at {seen[uuid]} already")
     if config.needs_answer and row["answer"] is None:
-        raise BadRow("no_answer", "there is no answer to grade by; name its column in prompts.test.columns.answer")
+        raise BadRow("no_answer", f"there is no answer to grade by; name its column in {config.key}.columns.answer")
     return row
 
 

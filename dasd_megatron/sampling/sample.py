@@ -9,10 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from dasd_megatron.config.base import Temperature
+from dasd_megatron.config.base import Count, Temperature
 from dasd_megatron.config.models import ModelConfig
 from dasd_megatron.config.sampling import SamplingConfig
-from dasd_megatron.config.stages import PromptCount
 from dasd_megatron.sampling.engine_step import EngineStepConfig, EngineStepKind, EngineWork, open_engine
 from dasd_megatron.sampling.engines.engine import Request
 from dasd_megatron.sampling.responses import count_responses, response_table
@@ -30,7 +29,7 @@ class SampleConfig(EngineStepConfig):
     sampling: SamplingConfig
     temperature: Temperature
     seed: int
-    limit: PromptCount | None = None
+    limit: Count | None = None
 
 
 class SampleStep(EngineStepKind[SampleConfig]):
@@ -115,7 +114,7 @@ def _of_domains(step: str, prompts: list[dict[str, Any]], wanted: Mapping[str, i
         if found[domain] < count:
             there = ", ".join(f"{name or 'none'} {number}" for name, number in found.most_common())
             raise UserError(
-                f"{step}: the stage's prompts.{domain}={count}, but prompts.train has {found[domain]} of that domain (it has: "
+                f"{step}: the stage's prompts.{domain}={count}, but its problems have {found[domain]} of that domain (it has: "
                 f"{there}); lower the number, or fix the name"
             )
     left, chosen = dict(wanted), []

@@ -8,15 +8,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 
+from dasd_megatron.artifacts.artifact import Artifact
+from dasd_megatron.artifacts.columns import numpy_rows
 from dasd_megatron.config.base import Positive, Probability, Temperature
 from dasd_megatron.config.models import ModelConfig
 from dasd_megatron.config.sampling import SamplingConfig
 from dasd_megatron.grading.registry import grade
 from dasd_megatron.sampling.engine_step import EngineStepConfig, EngineStepKind, EngineWork, open_engine
 from dasd_megatron.sampling.engines.engine import Request
-from dasd_megatron.sampling.responses import count_responses, response_table
+from dasd_megatron.sampling.responses import RESPONSES, count_responses, response_table
 from dasd_megatron.sampling.sample import sampled_cost
 from dasd_megatron.sampling.seeds import sample_seed
 from dasd_megatron.steps.cost_estimate import Cost, Documents, InputEstimates
@@ -25,6 +28,8 @@ from dasd_megatron.tokenization.response_format import CLOSE, opening, response_
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer, open_tokenizer
 from dasd_megatron.utils.errors import UserError
 
+# Of an answer, what deciding about it and continuing it takes.
+SEEN = [name for name in RESPONSES.names if name not in ("logprobs", "prefix_ids")]
 SKIPPED = pa.schema([("uuid", pa.string()), ("reason", pa.string()), ("text", pa.string())])
 
 
@@ -69,9 +74,9 @@ class ContinueStep(EngineStepKind[ContinueConfig]):
 
         def continue_shard(shard: int) -> Iterator[Mapping[str, pa.Table]]:
             rows, requests, skipped = [], [], []
-            for answer in answers.read("responses", shard=shard).to_pylist():
+            for answer in _rows(answers, shard):
                 reason = _skip_reason(answer, config)
-                prefix = cut(answer, student, config.cut_after, config.seed) if reason is None else ""
+                prefix = cut(answer, student, teacher, config.cut_after, config.seed) if reason is None else ""
                 if not prefix:
                     skipped.append({"uuid": answer["uuid"], "reason": reason or "no_prefix", "text": answer["text"]})
                     continue
@@ -126,20 +131,37 @@ class ContinueStep(EngineStepKind[ContinueConfig]):
         return EngineWork(decoded=inputs.own_documents())
 
 
-def cut(answer: Mapping[str, Any], student: ChatTokenizer, cut_after: float, seed: int) -> str:
-    """The student's text up to a random token at or beyond `cut_after` of its length, whole characters only.
+def cut(answer: Mapping[str, Any], student: ChatTokenizer, teacher: ChatTokenizer, cut_after: float, seed: int) -> str:
+    """The student's text up to a random place at or beyond `cut_after` of its tokens where a token of either model begins.
 
-    An answer that ended its reasoning is cut within it: after `</think>` nothing is left to correct.
+    Elsewhere the teacher would have to go on from half a token, which it never saw in training. An answer that ended its
+    reasoning is cut within it: after `</think>` nothing is left to correct. Empty where there is no such place.
     """
     ids = answer["token_ids"][:-1] if answer["finish_reason"] == "stop" else answer["token_ids"]
-    reasoning = next(
-        (n for n in range(len(ids)) if CLOSE.encode() in student.decode_bytes(ids[max(0, n - 8) : n + 1])), len(ids)
-    )
-    first = min(int(reasoning * cut_after) + 1, reasoning)
-    chance = random.Random(sample_seed(seed, "cut", answer["uuid"]))
-    place = chance.randint(first, max(first, reasoning - 1))
-    text = student.decode_bytes(ids[:place]).decode(errors="ignore")
-    return opening(student, answer["prompt_ids"]) + text if text else ""
+    data, starts = _valid_utf8(student.decode_bytes(ids)), student.token_bytes.starts(ids)
+    reasoning = data.find(CLOSE.encode())
+    count = int(np.searchsorted(starts, len(data) if reasoning < 0 else reasoning))
+    ((_, teacher_starts),) = teacher.encode_with_spans([data.decode()])
+    shared = np.intersect1d(starts[int(count * cut_after) + 1 : count], teacher_starts)
+    places = [place for place in shared.tolist() if data[place] & 0xC0 != 0x80]  # whole characters
+    if not places:
+        return ""
+    place = random.Random(sample_seed(seed, "cut", answer["uuid"])).choice(places)
+    return opening(student, answer["prompt_ids"]) + data[:place].decode()
+
+
+def _rows(answers: Artifact, shard: int) -> Iterator[dict[str, Any]]:
+    for batch in answers.batches("responses", SEEN, shard):
+        yield from numpy_rows(batch)
+
+
+def _valid_utf8(data: bytes) -> bytes:
+    """`data` up to its first byte that is no UTF-8: a truncated answer may end within a character."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        return data[: error.start]
+    return data
 
 
 def _skip_reason(answer: Mapping[str, Any], config: ContinueConfig) -> str | None:

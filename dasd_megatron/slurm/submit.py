@@ -109,8 +109,15 @@ def with_absolute_paths(recipe: Recipe, cluster: ClusterConfig) -> Recipe:
         name: source.model_copy(update={"path": absolute(f"prompts.{name}.path", source.path)})
         for name, source in (("train", recipe.prompts.train), ("test", recipe.prompts.test))
     }
+    stages = []
+    for index, stage in enumerate(recipe.stages):
+        if stage.kind == "sampled" and stage.source is not None:
+            path = absolute(f"stages.{index}.source.path", stage.source.path)
+            stage = stage.model_copy(update={"source": stage.source.model_copy(update={"path": path})})
+        stages.append(stage)
     return recipe.model_copy(
         update={
+            "stages": stages,
             "run_dir": run_dir,
             "teacher": section("teacher", "model"),
             "student": section("student", "model"),

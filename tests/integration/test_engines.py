@@ -68,7 +68,9 @@ def test_sampled_logprobs_are_the_models_at_temperature_one(
     sequences = [[*request.prompt_ids, *sample.token_ids] for request, sample in zip(asked, samples, strict=True)]
     for scores in (engines["vllm"].score(sequences), engines["transformers"].score(sequences)):
         for sample, score in zip(samples, scores, strict=True):
-            np.testing.assert_allclose(sample.logprobs, score[-len(sample.token_ids) :], atol=TOLERANCE, rtol=0)
+            np.testing.assert_allclose(
+                sample.logprobs, score.logprobs[-len(sample.token_ids) :], atol=TOLERANCE, rtol=0
+            )
 
 
 @pytest.mark.parametrize("name", ["vllm", "transformers"])

@@ -51,8 +51,8 @@ class AnswerTooLong(Filter):
 
 
 @SCORES.register("least_difference")
-def least_difference(sentences, threshold):
-    return float(sentences.difference.min())
+def least_difference(candidates, threshold):
+    return [float(candidate.sentences.difference.min()) for candidate in candidates]
 
 
 @GRADERS.register("last_digit")

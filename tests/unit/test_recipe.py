@@ -25,7 +25,7 @@ def test_defaults_are_the_papers(tmp_path: Path) -> None:
     assert (training.global_batch, training.epochs, recipe.packing.context_length) == (64, 6, 65_536)
     assert [stage.kind for stage in recipe.stages] == ["sampled", "sampled", "mixed_policy"]
     assert [stage.temperature for stage in recipe.stages[:2]] == [0.6, 1.0]
-    assert recipe.stages[2].training_config(training).epochs == 1
+    assert recipe.stages[2].training.applied_to(training).epochs == 1
     assert recipe.selection.threshold == 0.5
     assert recipe.mixed_policy.length_cap == 1.5
     assert not recipe.mixed_policy.mask_prefix

@@ -12,13 +12,14 @@ from dasd_megatron.artifacts.writer import ArtifactWriter
 from dasd_megatron.config.load import load_recipe
 from dasd_megatron.config.models import ModelConfig
 from dasd_megatron.config.sampling import SamplingConfig
+from dasd_megatron.curation.selection import SelectStepConfig
 from dasd_megatron.pipeline.graph import build_steps
 from dasd_megatron.sampling.prompts import PROMPTS
 from dasd_megatron.sampling.sample import SampleConfig, SampleStep
 from dasd_megatron.utils.errors import UserError
 from tests.conftest import ROOT, TOY
 
-WRONG = "stages.0.prompts: give a positive whole number of prompts, or one for each domain: {math: 1000}"
+WRONG = "stages.0.prompts: give a positive whole number, or one for each domain: {math: 1000}"
 
 
 @pytest.fixture
@@ -62,8 +63,8 @@ def test_prompts_by_domain_keep_their_order() -> None:
 @pytest.mark.parametrize(
     ("domain", "message"),
     [
-        ("math", r"prompts.math=9, but prompts.train has 3 of that domain \(it has: math 3, code 2, none 1\)"),
-        ("maths", r"prompts.maths=9, but prompts.train has 0 of that domain"),
+        ("math", r"prompts.math=9, but its problems have 3 of that domain \(it has: math 3, code 2, none 1\)"),
+        ("maths", r"prompts.maths=9, but its problems have 0 of that domain"),
     ],
 )
 def test_too_few_of_a_domain(shards: Any, domain: str, message: str) -> None:
@@ -96,3 +97,24 @@ def test_only_a_stage_that_says_how_many_gets_another_key(monkeypatch: pytest.Mo
     changed = {name for name in plain if plain[name].key != limited[name].key}
     assert "sample_high_temperature" in changed
     assert not {"sample_low_temperature", "train_low_temperature", "reference"} & changed
+
+
+def test_a_stage_may_have_its_own_problems_and_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    own = ["stages.0.source={path: examples/toy/validation.jsonl, limit: 5}", "stages.0.selection={total: {sum: 4}}"]
+    plain, changed = (build_steps(load_recipe(TOY / "recipe.yaml", overrides)) for overrides in ([], own))
+    assert set(changed) - set(plain) == {"prompts_low_temperature"}
+    assert changed["sample_low_temperature"].source("prompts").name == "prompts_low_temperature"
+    assert changed["sample_high_temperature"].source("prompts").name == "prompts_train"
+    assert set(changed["prompts_low_temperature"].inputs) == {"source", "held_out", "teacher"}
+    low, high = (changed[f"select_{stage}"].config for stage in ("low_temperature", "high_temperature"))
+    assert isinstance(low, SelectStepConfig)
+    assert isinstance(high, SelectStepConfig)
+    assert (low.selection.total, high.selection.total) == ({"sum": 4}, None)
+    assert low.selection.model_copy(update={"total": None}) == high.selection
+
+
+def test_a_stages_own_problems_must_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError, match=r"stages\.1\.source\.path: absent\.jsonl: no such file"):
+        build_steps(load_recipe(TOY / "recipe.yaml", ["stages.1.source={path: absent.jsonl}"]))

@@ -13,7 +13,7 @@ from dasd_megatron.artifacts.writer import ArtifactWriter
 from dasd_megatron.config.models import ModelConfig
 from dasd_megatron.config.sampling import EngineConfig, SamplingConfig
 from dasd_megatron.sampling.responses import RESPONSES
-from dasd_megatron.sampling.teacher_continuation import ContinueConfig, ContinueStep
+from dasd_megatron.sampling.teacher_continuation import ContinueConfig, ContinueStep, cut
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer
 from tests.conftest import TOY
 
@@ -53,7 +53,7 @@ def test_continuations_end_where_a_document_would(make_context: Any, tmp_path: P
         model=ModelConfig(model=TOY / "teacher"),
         student=ModelConfig(model=TOY / "student"),
         sampling=SamplingConfig(max_tokens=64),
-        cut_after=0.99,
+        cut_after=0.5,
         keep="truncated",
         temperature=1.0,
         length_cap=1.5,
@@ -75,3 +75,51 @@ def test_continuations_end_where_a_document_would(make_context: Any, tmp_path: P
     assert row["max_tokens"] == longest - len(row["prompt_ids"]) - len(row["prefix_ids"])
     assert 0 < row["max_tokens"] < 64
     assert row["tokens"] <= row["max_tokens"]
+
+
+def student_answer(student: ChatTokenizer, text: str, uuid: str, ids: list[int] | None = None) -> dict[str, Any]:
+    ids = student.encode(text) if ids is None else ids
+    return {"uuid": uuid, "token_ids": ids, "prompt_ids": student.prompt_ids("?"), "finish_reason": "length"}
+
+
+def test_cuts_are_where_a_token_begins_for_both_models(qwen3: ChatTokenizer, gptoss: ChatTokenizer) -> None:
+    """So the teacher's tokens of the prefix are those that it would have written, and none is half of one."""
+    text = "<think>\n" + "".join(
+        f"Wait: {n * n} * {n} = {n**3}, so 3.14159265 naïve 東京 wavelengths.\n" for n in range(60)
+    )
+    whole = gptoss.encode(text)
+    distinct = set()
+    for number in range(100):
+        prefix = cut(student_answer(qwen3, text, f"u{number}"), qwen3, gptoss, 0.5, seed=0)
+        assert len(text) * 0.45 < len(prefix) < len(text)
+        for tokenizer, all_ids in ((qwen3, qwen3.encode(text)), (gptoss, whole)):
+            ids = tokenizer.encode(prefix)
+            assert ids == all_ids[: len(ids)]
+        distinct.add(prefix)
+    assert len(distinct) > 60
+
+
+def test_an_answer_that_ends_within_a_character_is_cut_before_it(qwen3: ChatTokenizer, gptoss: ChatTokenizer) -> None:
+    ids = qwen3.encode("<think>\nIt is so: 𒀀")[:-1]
+    with pytest.raises(UnicodeDecodeError):
+        qwen3.decode_bytes(ids).decode()
+    for number in range(20):
+        prefix = cut(student_answer(qwen3, "", f"u{number}", ids), qwen3, gptoss, 0.2, seed=0)
+        assert "\ufffd" not in prefix
+        assert prefix.startswith("<think>")
+
+
+def test_a_finished_answer_is_cut_within_its_reasoning(qwen3: ChatTokenizer, gptoss: ChatTokenizer) -> None:
+    ids = [
+        *qwen3.encode("<think>\n" + "One more step. " * 20 + "\n</think>\n\n" + "The answer. " * 50),
+        qwen3.end_of_turn_id,
+    ]
+    answer = {**student_answer(qwen3, "", "u", ids), "finish_reason": "stop"}
+    for number in range(20):
+        prefix = cut({**answer, "uuid": f"u{number}"}, qwen3, gptoss, 0.5, seed=0)
+        assert 150 < len(prefix) < 320
+        assert "answer" not in prefix
+
+
+def test_where_no_token_begins_for_both_there_is_no_cut(qwen3: ChatTokenizer, gptoss: ChatTokenizer) -> None:
+    assert cut(student_answer(qwen3, "Hi", "u"), qwen3, gptoss, 0.5, seed=0) == ""

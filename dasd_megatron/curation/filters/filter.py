@@ -25,12 +25,14 @@ class FilterSetup:
         student: its tokenizer.
         splitter: splits a response into sentences.
         max_document_tokens: of a prompt with its response, in the student's tokens.
+        grader: which grader tells right answers; None where wrong ones are welcome.
     """
 
     limits: FiltersConfig
     student: ChatTokenizer
     splitter: SentenceSplitter
     max_document_tokens: int
+    grader: str | None = None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ BUILTIN = {
     "special_token": "dasd_megatron.curation.filters.special_tokens:SpecialTokenFilter",
     "too_long": "dasd_megatron.curation.filters.length:LengthFilter",
     "repeated": "dasd_megatron.curation.filters.repetition:RepeatedFilter",
+    "wrong_answer": "dasd_megatron.curation.filters.wrong_answer:WrongAnswerFilter",
 }
 FILTERS: Registry[type[Filter]] = Registry("filter", BUILTIN)
 

@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 @dataclass(frozen=True)
 class Request:
@@ -37,6 +40,39 @@ class Sample:
     finish_reason: Literal["stop", "length"]
 
 
+# Of a position, the likeliest tokens that `brier` counts.
+TOP = 50
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What a model makes of tokens 1..n-1 of a sequence, each after those before it, at T=1.
+
+    Attributes:
+        logprobs: float32 [n - 1], natural log-probabilities.
+        ranks: int32 [n - 1], how many tokens of the vocabulary are at least as likely, itself included: 1 is the likeliest.
+        brier: float32 [n - 1], Brier score 1 - 2 p(token) + sum of p(v)^2 of the distribution over the TOP likeliest tokens v;
+            None where it wasn't asked for.
+    """
+
+    logprobs: NDArray[np.float32]
+    ranks: NDArray[np.int32]
+    brier: NDArray[np.float32] | None = None
+
+
+def brier_scores(top: NDArray[np.float32], is_token: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Brier scores of tokens (see TokenScores).
+
+    Args:
+        top: [tokens, TOP], log-probabilities of the likeliest tokens at each place.
+        is_token: [tokens, TOP], which of them is the token itself; none where it is outside.
+    """
+    likelihood = np.exp(top - top.max(axis=1, keepdims=True))
+    likelihood /= likelihood.sum(axis=1, keepdims=True)
+    own = (likelihood * is_token).sum(axis=1)
+    return np.asarray(1 - 2 * own + (likelihood**2).sum(axis=1), np.float32)
+
+
 class Engine(Protocol):
     """Samples from a model and scores text under it.
 
@@ -53,8 +89,8 @@ class Engine(Protocol):
     ) -> list[Sample]:
         """One sample a request, in order; temperature 0 is greedy. Any of `stop_ids` ends a response."""
 
-    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """For each sequence of n token ids the T=1 log-probabilities of tokens 1..n-1, [n - 1]."""
+    def score(self, sequences: Sequence[Sequence[int]], brier: bool = False) -> list[TokenScores]:
+        """Scores of each sequence of token ids; `brier` costs an engine time and memory, and is left out unless asked for."""
 
 
 EMPTY = Sample([], [], "length")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,7 +12,14 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from dasd_megatron.config.sampling import EngineConfig
-from dasd_megatron.sampling.engines.engine import Request, Sample, generate_where_there_is_room
+from dasd_megatron.sampling.engines.engine import (
+    TOP,
+    Request,
+    Sample,
+    TokenScores,
+    brier_scores,
+    generate_where_there_is_room,
+)
 from dasd_megatron.utils.errors import UserError
 
 
@@ -49,13 +57,13 @@ class TransformersEngine:
         return [samples[index] for index in range(len(requests))]
 
     @torch.inference_mode()
-    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        scores: dict[int, list[float]] = {}
+    def score(self, sequences: Sequence[Sequence[int]], brier: bool = False) -> list[TokenScores]:
+        scores: dict[int, TokenScores] = {}
         for batch in _equal_lengths(sequences, self._max_batch):
             ids = torch.tensor([list(sequences[index]) for index in batch], device=self._device)
             logprobs = self._model(input_ids=ids).logits[:, :-1].float().log_softmax(-1)
-            chosen = logprobs.gather(-1, ids[:, 1:, None]).squeeze(-1)
-            scores.update(zip(batch, chosen.tolist(), strict=True))
+            for index, rows, targets in zip(batch, logprobs, ids[:, 1:, None], strict=True):
+                scores[index] = _scores(rows, targets, brier)
         return [scores[index] for index in range(len(sequences))]
 
     def _decode(
@@ -90,6 +98,17 @@ class TransformersEngine:
             Sample(row, scores, "stop" if row[-1] in stop_ids else "length")
             for row, scores in zip(ids, logprobs, strict=True)
         ]
+
+
+def _scores(logprobs: torch.Tensor, targets: torch.Tensor, brier: bool) -> TokenScores:
+    """Of targets [n, 1] under logprobs [n, vocabulary]."""
+    own = logprobs.gather(-1, targets)
+    ranks = (logprobs >= own).sum(-1).to(torch.int32)
+    found = TokenScores(own.squeeze(-1).cpu().numpy(), ranks.cpu().numpy())
+    if not brier:
+        return found
+    top = logprobs.topk(min(TOP, logprobs.shape[-1]))
+    return replace(found, brier=brier_scores(top.values.cpu().numpy(), (top.indices == targets).cpu().numpy()))
 
 
 def _choose(logits: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:

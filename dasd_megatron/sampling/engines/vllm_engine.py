@@ -6,13 +6,22 @@ import logging
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError
 
 from dasd_megatron.config.sampling import EngineConfig
-from dasd_megatron.sampling.engines.engine import Request, Sample, generate_where_there_is_room
+from dasd_megatron.sampling.engines.engine import (
+    TOP,
+    Request,
+    Sample,
+    TokenScores,
+    brier_scores,
+    generate_where_there_is_room,
+)
 from dasd_megatron.utils.errors import UserError
 
 # Has to be in the environment before vLLM is imported.
@@ -57,6 +66,7 @@ class VllmEngine:
             "trust_remote_code": False,
             "load_format": "safetensors",
             "logprobs_mode": "raw_logprobs",
+            "max_logprobs": TOP,
             # Cached prefixes would make a shard's numbers depend on the shards before it.
             "enable_prefix_caching": False,
             "enforce_eager": not on_gpu,
@@ -106,19 +116,31 @@ class VllmEngine:
         outputs = self._llm.generate(prompts, parameters, use_tqdm=False)
         return [_sample(output.outputs[0]) for output in outputs]
 
-    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    def score(self, sequences: Sequence[Sequence[int]], brier: bool = False) -> list[TokenScores]:
         from vllm import SamplingParams, TokensPrompt
 
-        parameters = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
-        prompts = [TokensPrompt(prompt_token_ids=list(sequence)) for sequence in sequences]
-        outputs = self._llm.generate(prompts, parameters, use_tqdm=False)
-        return [
-            [
-                position[token].logprob
-                for token, position in zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True)
-            ]
-            for output in outputs
-        ]
+        parameters = SamplingParams(
+            temperature=0.0, max_tokens=1, prompt_logprobs=TOP if brier else 0, flat_logprobs=True, detokenize=False
+        )
+        scores = []
+        # 50 log-probabilities of each token of a long response take 100 MB.
+        for start in range(0, len(sequences), step := 16 if brier else len(sequences)):
+            batch = sequences[start : start + step]
+            prompts = [TokensPrompt(prompt_token_ids=list(sequence)) for sequence in batch]
+            scores += [_scores(output, brier) for output in self._llm.generate(prompts, parameters, use_tqdm=False)]
+        return scores
+
+
+def _scores(output: Any, brier: bool) -> TokenScores:
+    flat = output.prompt_logprobs
+    # Of each token but the first: itself, and then the likeliest ones.
+    size = TOP + 1 if brier else 1
+    logprobs, ranks = np.array(flat.logprobs, np.float32).reshape(-1, size), np.array(flat.ranks, np.int32)
+    found = TokenScores(logprobs[:, 0], ranks[::size])
+    if not brier:
+        return found
+    ids = np.array(flat.token_ids).reshape(-1, size)
+    return replace(found, brier=brier_scores(logprobs[:, 1:], ids[:, 1:] == ids[:, :1]))
 
 
 def _sample(output: Any) -> Sample:

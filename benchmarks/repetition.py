@@ -1,17 +1,17 @@
 #!/usr/bin/env python
 """What the filter `repeated` drops: of real code, which repeats itself and is no loop, and of degenerate texts, which are.
 
-Code is files of installed Python packages and C headers of this machine, as plain text. The last line is JSON.
+Code is files of installed Python packages and C headers of this machine, as plain text. Chains of thought are your own: a folder
+with a text file of each, and another one of those that are known to be loops. The last line is JSON.
 
 example:
-  python -m benchmarks.repetition
+  python -m benchmarks.repetition --chains chains/ --loops loops/
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
 import sysconfig
 import time
@@ -19,17 +19,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dasd_megatron.config.curation import FiltersConfig
-from dasd_megatron.curation.filters.repetition import repeated_words, words_of
+from dasd_megatron.curation.filters.repetition import is_repeated
 
 # Shorter files say little.
 MIN_CHARS = 4000
 LIMITS = FiltersConfig()
-
-
-def is_repeated(text: str) -> bool:
-    """Whether the filter would drop it."""
-    words = words_of(text)
-    return repeated_words(words, max(LIMITS.min_repeated_words, math.ceil(LIMITS.max_repeated_share * len(words)))) > 0
 
 
 def code(folder: Path, pattern: str, count: int) -> list[str]:
@@ -54,25 +48,35 @@ def loops(text: str) -> dict[str, str]:
     }
 
 
+def chains(folder: Path) -> dict[bool, list[str]]:
+    """The folder's texts by whether they are dropped."""
+    found: dict[bool, list[str]] = {True: [], False: []}
+    for path in sorted(folder.glob("*.txt")):
+        found[is_repeated(path.read_text(errors="ignore"), LIMITS)].append(path.name)
+    return found
+
+
 def share(texts: Iterable[str]) -> float:
     """Of the texts that the filter drops."""
-    found = [is_repeated(text) for text in texts]
+    found = [is_repeated(text, LIMITS) for text in texts]
     return sum(found) / max(1, len(found))
 
 
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.parse_args()
+    parser.add_argument("--chains", type=Path, help="folder of long chains of thought, a .txt file each")
+    parser.add_argument("--loops", type=Path, help="folder of such chains that end in loops")
+    args = parser.parse_args()
     python = code(Path(sysconfig.get_path("purelib")), "*/**/*.py", 250)
     headers = code(Path("/usr/include"), "**/*.h", 120)
     prose = " ".join(python[:3])[:12_000]
-    missed = [name for name, text in loops(prose).items() if not is_repeated(text)]
+    missed = [name for name, text in loops(prose).items() if not is_repeated(text, LIMITS)]
     start, characters = time.monotonic(), 0
     for text in python:
-        is_repeated(text)
+        is_repeated(text, LIMITS)
         characters += len(text)
-    found = {
+    found: dict[str, object] = {
         "python_files": len(python),
         "python_dropped": share(python),
         "c_headers": len(headers),
@@ -81,6 +85,12 @@ def main() -> None:
         "loops_missed": missed,
         "characters_per_second": round(characters / (time.monotonic() - start)),
     }
+    if args.chains:
+        decided = chains(args.chains)
+        found |= {"chains": sum(map(len, decided.values())), "chains_dropped": decided[True]}
+    if args.loops:
+        decided = chains(args.loops)
+        found |= {"real_loops": sum(map(len, decided.values())), "real_loops_missed": decided[False]}
     for name, value in found.items():
         print(f"{name.replace('_', ' '):>22}  {value}")
     print(json.dumps(found))

@@ -18,8 +18,12 @@ class FiltersConfig(Config):
     """Share of a response's words that one stretch may take in which the same words, or the same with other numbers, come six
     times in a row or more. Fenced code doesn't count."""
 
+    max_recurring_share: Probability = 0.5
+    """Share of a response's words that may be part of sequences of 20 words, numbers alike, that occur ten times or more,
+    wherever they are: a loop whose steps come in changing order."""
+
     min_repeated_words: Positive = 200
-    """A stretch of fewer words is never too long."""
+    """Fewer words than these are never too many."""
 
     right_answers_only: bool = False
     """Drop responses whose final answer is wrong by `evaluation.grader`; those to problems without a reference answer stay. The

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from dasd_megatron.config.curation import FiltersConfig
 from dasd_megatron.curation.filters import repetition
 from dasd_megatron.curation.filters.filter import FilterSetup, NoOptions, StudentView
-from dasd_megatron.curation.filters.repetition import RepeatedFilter, repeated_words, words_of
+from dasd_megatron.curation.filters.repetition import (
+    MIN_OCCURRENCES,
+    SEQUENCE,
+    RepeatedFilter,
+    recurring_words,
+    repeated_words,
+    words_of,
+)
 from dasd_megatron.curation.sentences import SentenceSplitter
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer
 
@@ -18,6 +25,12 @@ from dasd_megatron.tokenization.tokenizer import ChatTokenizer
 VARIED = " ".join(
     f"word{'abcdefghij'[n // 100]}{'klmnopqrst'[n // 10 % 10]}{'uvwxyzabcd'[n % 10]}" for n in range(1000)
 )
+# What someone who is lost says again and again, 25 words each.
+LOOP_STEPS = [
+    f"But {name} of the rows is not what the examples say, so let me look at the question again and see what the "
+    f"order of {name} really means here. "
+    for name in ("the sum", "the first", "the last", "the product", "the index")
+]
 CODE = "for (int i = 0; i < n; i++) {\n    total += values[i];\n}\n"
 
 
@@ -31,6 +44,9 @@ CODE = "for (int i = 0; i < n; i++) {\n    total += values[i];\n}\n"
         ("".join(f"{n}. It holds for this number.\n" for n in range(900)), "repeated"),
         (VARIED + " So the answer is 42." * 60 + " Let me think again. " + VARIED[:2000], "repeated"),
         ("所以答案是四十二。" * 100, "repeated"),
+        # A loop whose steps come in changing order.
+        ("".join(LOOP_STEPS[(n * n + n // 7) % 5] for n in range(120)), "repeated"),
+        (VARIED + "".join(LOOP_STEPS[(n * n + n // 7) % 5] for n in range(20)), None),
         # A list of numbers in a long text, equal sentences here and there, code in fences, a short loop that ended.
         (VARIED + " " + ", ".join(map(str, range(100))), None),
         (" ".join(f"{VARIED[start : start + 200]} Let me check." for start in range(0, 6000, 200)), None),
@@ -75,3 +91,16 @@ def test_a_long_stretch_is_found_wherever_it_is(before: list[int], part: list[in
     found = repeated_words(np.array(words, np.int32), least)
     assert bool(found) == (by_hand(words) >= least)
     assert not found or least <= found <= by_hand(words)
+
+
+@given(st.lists(st.integers(0, 1), max_size=60), st.integers(0, 14), st.lists(st.integers(2, 4), max_size=60))
+def test_recurring_sequences_are_counted_wherever_they_are(before: list[int], times: int, after: list[int]) -> None:
+    part = [*range(10, 35), *before]
+    words = np.array([*before, *part * times, *after], np.int32)
+    found = {tuple(words[place : place + SEQUENCE].tolist()) for place in range(len(words) - SEQUENCE + 1)}
+    covered = set()
+    for sequence in found:
+        places = [p for p in range(len(words) - SEQUENCE + 1) if tuple(words[p : p + SEQUENCE].tolist()) == sequence]
+        if len(places) >= MIN_OCCURRENCES:
+            covered |= {place + offset for place in places for offset in range(SEQUENCE)}
+    assert recurring_words(words) == len(covered)

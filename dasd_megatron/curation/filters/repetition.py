@@ -8,6 +8,7 @@ import re
 import numpy as np
 from numpy.typing import NDArray
 
+from dasd_megatron.config.curation import FiltersConfig
 from dasd_megatron.curation.filters.filter import Filter, StudentView
 
 # Code repeats itself by its nature, and a response that shows some is no loop.
@@ -17,6 +18,9 @@ _DIGITS = re.compile(r"\d+")
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+|[^\w\s]")
 # Words of the longest stretch that may be repeated, and how often it must be, one after another.
 MAX_PERIOD, MIN_REPEATS = 128, 6
+# Words of a sequence that recurs, and how often it must.
+SEQUENCE, MIN_OCCURRENCES = 20, 10
+_FACTOR = np.uint64(6364136223846793005)  # of a polynomial hash modulo 2^64; odd, so that no word is lost
 
 
 def words_of(text: str) -> NDArray[np.int32]:
@@ -51,12 +55,34 @@ def _stretch(words: NDArray[np.int32], place: int, period: int) -> int:
     return last - first + period
 
 
+def recurring_words(words: NDArray[np.int32]) -> int:
+    """Words that are part of a sequence of SEQUENCE words which occurs MIN_OCCURRENCES times or more, wherever."""
+    places = len(words) - SEQUENCE + 1
+    if places < MIN_OCCURRENCES:
+        return 0
+    hashes = np.zeros(places, np.uint64)
+    for word in range(SEQUENCE):
+        hashes = hashes * _FACTOR + words[word : word + places].astype(np.uint64)
+    _, inverse, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+    frequent = np.flatnonzero(counts[inverse] >= MIN_OCCURRENCES)
+    # +1 where such a sequence begins, -1 behind it.
+    steps = np.zeros(len(words) + 1, np.int32)
+    steps[frequent] += 1
+    steps[frequent + SEQUENCE] -= 1
+    return int(np.count_nonzero(np.cumsum(steps)[:-1]))
+
+
+def is_repeated(text: str, limits: FiltersConfig) -> bool:
+    """Whether too large a share of a text says the same over and over."""
+    words = words_of(text)
+    stretch = max(limits.min_repeated_words, math.ceil(limits.max_repeated_share * len(words)))
+    recurring = max(limits.min_repeated_words, math.ceil(limits.max_recurring_share * len(words)))
+    return repeated_words(words, stretch) > 0 or recurring_words(words) >= recurring
+
+
 class RepeatedFilter(Filter):
-    """Too large a share of a response says the same over and over, be it with other numbers each time."""
+    """A response that says the same over and over, be it with other numbers each time."""
 
     def reason(self, response: StudentView) -> str | None:
         """`repeated`."""
-        limits = self.setup.limits
-        words = words_of(response.text)
-        least = max(limits.min_repeated_words, math.ceil(limits.max_repeated_share * len(words)))
-        return "repeated" if repeated_words(words, least) else None
+        return "repeated" if is_repeated(response.text, self.setup.limits) else None

@@ -83,18 +83,22 @@ def make_sampled(folder: Path, teacher: Path, responses: int) -> None:
 
 
 def make_scored(folder: Path) -> None:
-    """The artifact `score`, with log-probabilities of the student that are made up."""
+    """The artifact `score`, with log-probabilities of the student that are made up, and ranks as they would have at most."""
     import numpy as np
+
+    from dasd_megatron.sampling.score import MAX_RANK, SCORES
 
     random = np.random.default_rng(1)
     filtered, writer = Artifact(folder / "filter"), ArtifactWriter(folder / "score", {})
     for shard in range(SHARDS):
         with writer.shard(shard, "responses") as file:
             for batch in filtered.batches("responses", ["student_tokens"], shard):
-                own = [
-                    -random.exponential(0.8, count).astype(np.float32) for count in batch["student_tokens"].to_pylist()
-                ]
-                file.write({"responses": pa.table({"student_logprobs": pa.array(own, pa.list_(pa.float32()))})})
+                rows = []
+                for count in batch["student_tokens"].to_pylist():
+                    logprobs = -random.exponential(0.8, count)
+                    ranks = np.exp(-logprobs).clip(1, MAX_RANK).astype(np.uint8)
+                    rows.append({"student_logprobs": logprobs.astype(np.float32), "student_ranks": ranks})
+                file.write({"responses": pa.Table.from_pylist(rows, SCORES)})
     writer.finish(counts={}, extends={"responses": "filter"})
 
 

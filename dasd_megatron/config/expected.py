@@ -14,7 +14,11 @@ class ExpectedConfig(Config):
     """A question in its chat template. The paper gives no length; ours is a guess that hardly counts beside the response."""
 
     response_tokens: Positive = 17_600
-    """The paper's data at T=1.0: 5.8G tokens in 330K responses."""
+    """Mean, where a stage doesn't say otherwise. The paper's data at T=1.0: 5.8G tokens in 330K responses."""
+
+    length_spread: float = Field(1.8, ge=1)
+    """Mean of the squared lengths of documents, by the square of their mean: that of the paper's figure 8. 1 would be all of one
+    length. Attention and KV cache cost by the square, so by this they cost more than at the mean."""
 
     truncated_answers: Probability = 0.3
     """Mixed policy: share of the student's answers that reach the cap (paper: 15K of 50K)."""

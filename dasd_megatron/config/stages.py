@@ -43,6 +43,9 @@ class SampledStageConfig(_Stage):
     """Prompts that the stage's data is made from, in their order: at most this number in all, or exactly these numbers of each
     domain, `{math: 45_400, code: 20_100}`; all by default."""
 
+    expected_response_tokens: Positive | None = None
+    """Mean length of this stage's responses, as a dry run assumes; by default `expected.response_tokens`. Shapes no result."""
+
     selection: SelectionOverrides = SelectionOverrides()
     """Keys of `selection` that differ in this stage: `{total: 105_000}`, say."""
 

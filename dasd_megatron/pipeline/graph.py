@@ -93,7 +93,6 @@ class _GraphBuilder:
     def build(self) -> dict[str, Step]:
         recipe = self.recipe
         self.test_prompts = self._prompts("prompts_test", "prompts.test", recipe.prompts.test, {})
-        self.train_prompts = self._train_prompts("train", "prompts.train", recipe.prompts.train)
         checkpoint = self.add("import_student", "import", self._plain, {"model": self.student})
         exported: Source = self.student
         models: dict[str, Source] = {"student": self.student}
@@ -139,8 +138,11 @@ class _GraphBuilder:
     def _sampled_data(self, stage: SampledStageConfig, index: int) -> Step:
         """sample -> filter -> score -> select."""
         recipe = self.recipe
-        prompts = self.train_prompts
-        if stage.source is not None:
+        if stage.source is None:
+            prompts = self.steps.get("prompts_train") or self._train_prompts(
+                "train", "prompts.train", recipe.prompts.train
+            )
+        else:
             prompts = self._train_prompts(stage.name, f"stages.{index}.source", stage.source)
         sampling = SampleConfig(
             **self._engine,
@@ -149,6 +151,7 @@ class _GraphBuilder:
             temperature=stage.temperature,
             seed=recipe.seed,
             limit=stage.prompts,
+            expected_response_tokens=stage.expected_response_tokens,
         )
         inputs: dict[str, Source] = {"prompts": prompts, "model": self.teacher}
         sampled = self.add(f"sample_{stage.name}", "sample", sampling, inputs)

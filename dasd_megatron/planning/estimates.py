@@ -1,8 +1,8 @@
 """What each step of a run is expected to make, before it runs. No torch.
 
 Each step's amount follows from the step before it. What a finished step has counted (its manifest) goes before what the recipe
-expects (its `expected` section). All documents of a step are taken to be of the mean length, the filters of sampled stages
-to let everything pass, and a student's answers that end by themselves to be as long as the teacher's.
+expects (its `expected` section). Of the documents of a step a mean length and its spread are known; the filters of sampled
+stages are taken to let everything pass, and a student's answers that end by themselves to be as long as the teacher's.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ class Estimates:
         if counts is None:
             return step.kind.packs(step.config, self.of(step))
         length = counts["tokens"] / counts["documents"]
-        return Packs(int(counts["packs"]), (Documents(counts["documents"], counts["documents"], 0, length),))
+        number, spread = counts["documents"], self.recipe.expected.length_spread
+        return Packs(int(counts["packs"]), (Documents(number, number, 0, length, spread=spread),))
 
     def shards(self, step: Step) -> int:
         """Into how many parts a step's work is cut."""

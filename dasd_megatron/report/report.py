@@ -19,6 +19,8 @@ from dasd_megatron.utils.files import write_atomically, write_json
 PAGE, SUMMARY = "report.html", "summary.json"
 # Responses a temperature in the density figure; more would change no pixel.
 MAX_RESPONSES = 20_000
+# Of p_T - p_S, as the manifests of `select` name them: quantiles, and thresholds with the share that they would call Teacher.
+QUANTILES, THRESHOLDS = ("0.05", "0.25", "0.5", "0.75", "0.95"), ("0.1", "0.3", "0.5", "0.7")
 
 
 class ReportConfig(StepConfig):
@@ -55,6 +57,11 @@ def _page(title: str, artifacts: Mapping[str, Artifact], models: list[str], summ
         models=models,
         evaluations={model: artifacts[f"evaluate_{model}"].manifest for model in models},
         figures=_figures(artifacts, models, summary),
+        quantiles=QUANTILES,
+        thresholds=THRESHOLDS,
+        selections={
+            name.removeprefix("select_"): artifact.manifest for name, artifact in _of_kind(artifacts, "select").items()
+        },
         steps={name: artifact.manifest for name, artifact in artifacts.items()},
     ).encode()
 
@@ -107,7 +114,7 @@ def _figures(artifacts: Mapping[str, Artifact], models: list[str], summary: Mapp
         cap = artifact.manifest["length_cap"]
         lengths = [tokens / cap for tokens in answers["max_tokens"].to_pylist()]
         truncated = [reason == "length" for reason in answers["finish_reason"].to_pylist()]
-        title = f"Student answers truncated, by length: {name.removeprefix('answer_').replace('_', ' ')}"
+        title = f"Student answers truncated, by length: {name.removeprefix('rollout_').replace('_', ' ')}"
         drawn[title] = figures.truncated_by_length(lengths, truncated)
     drawn["Time by step"] = figures.seconds_by_step(summary["seconds"])
     return drawn

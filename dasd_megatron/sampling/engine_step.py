@@ -65,13 +65,13 @@ class EngineStepKind(ShardedStepKind[E]):
         decoding = 0.0
         if work.decoded is not None:
             asked = work.decoded
-            flops += replace(asked, response=0.0).flops(shape)
+            flops += replace(asked, response=0.0, spread=1.0).flops(shape)
             rate = tokens_per_second(
                 shape,
                 weight_bytes(folder, shape, config.engine),
                 config.engine,
                 GPU_SPECS[gpu],
-                length=asked.prompt + asked.prefix + asked.response / 2,
+                length=asked.length_while_written,
                 sequences=asked.count / shards,
                 mbu=expected.mbu,
             )

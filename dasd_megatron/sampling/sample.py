@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 
-from dasd_megatron.config.base import Count, Temperature
+from dasd_megatron.config.base import Count, ExecutionOnly, Positive, Temperature
 from dasd_megatron.config.models import ModelConfig
 from dasd_megatron.config.sampling import SamplingConfig
 from dasd_megatron.sampling.engine_step import EngineStepConfig, EngineStepKind, EngineWork, open_engine
@@ -30,6 +31,8 @@ class SampleConfig(EngineStepConfig):
     temperature: Temperature
     seed: int
     limit: Count | None = None
+    # For a dry run: mean length of a response. None: what the recipe expects of all.
+    expected_response_tokens: ExecutionOnly[Positive | None] = None
 
 
 class SampleStep(EngineStepKind[SampleConfig]):
@@ -80,7 +83,8 @@ class SampleStep(EngineStepKind[SampleConfig]):
                 prompts = config.limit
             prompts = min(prompts, config.limit or prompts)
         count = prompts * config.sampling.responses_per_prompt
-        return responses_of(prompts, count, config.sampling.max_tokens, inputs.expected)
+        made = responses_of(prompts, count, config.sampling.max_tokens, inputs.expected)
+        return replace(made, response=min(config.expected_response_tokens or made.response, config.sampling.max_tokens))
 
     def shards(self, config: SampleConfig, inputs: InputEstimates) -> int:
         """Shards of the prompts that are asked."""

@@ -110,10 +110,26 @@ def _totals(planned: Sequence[tuple[StepJob, Cost]]) -> list[str]:
         f"{hours['training']:,.1f}",
         f"storage: {stored / 1e9:,.1f} GB, and up to {checkpoints / 1e9:,.1f} GB of checkpoints while a stage trains",
     ]
+    longer = [
+        f"{job.step.name} ({cost.hours / limit:.1f} times)"
+        for job, cost in planned
+        if cost.hours is not None and cost.hours > (limit := job.resources.time / 3600)
+    ]
+    if longer:
+        lines.append(f"longer than the limit, so queued again to resume where it ended: {', '.join(longer)}")
     missing = dict.fromkeys(cost.missing for _, cost in planned if cost.missing is not None)
     if missing:
         lines.append("the sums leave out what is unknown:")
     return [*lines, *(f"  {reason}" for reason in missing)]
+
+
+def _response_tokens(recipe: Recipe) -> str:
+    own = [
+        f"{stage.name} {stage.expected_response_tokens:,}"
+        for stage in recipe.stages
+        if stage.kind == "sampled" and stage.expected_response_tokens
+    ]
+    return f"{recipe.expected.response_tokens:,}" + (f" ({', '.join(own)})" if own else "")
 
 
 def _assumptions(recipe: Recipe, cluster: ClusterConfig) -> list[str]:
@@ -121,8 +137,10 @@ def _assumptions(recipe: Recipe, cluster: ClusterConfig) -> list[str]:
     expected = recipe.expected
     return [
         "by counts: what finished steps have counted. by expected: the recipe's section of this name, until they have:",
-        f"  a prompt has {expected.prompt_tokens:,} tokens, a response {expected.response_tokens:,}; of a student's answers "
-        f"{expected.truncated_answers:.1%} are truncated, of their continuations {expected.kept_continuations:.1%} kept",
+        f"  a prompt has {expected.prompt_tokens:,} tokens, a response {_response_tokens(recipe)}, squared "
+        f"lengths {expected.length_spread:g} times the square of the mean;",
+        f"  of a student's answers {expected.truncated_answers:.1%} are truncated, of their continuations "
+        f"{expected.kept_continuations:.1%} kept",
         f"  {cluster.gpu.upper()}s reach {expected.mbu:.0%} of their memory bandwidth in decoding, and "
         f"{expected.mfu:.0%} of their FLOP/s in scoring and training: assumptions, not measurements",
         "GB are as compressed, and hours of filter, select and pack those of launch.data's nodes and CPUs, by what",

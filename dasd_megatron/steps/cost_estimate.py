@@ -11,12 +11,12 @@ from dasd_megatron.models.flops import training_flops
 from dasd_megatron.models.hf_config import read_config, shape_of
 from dasd_megatron.models.shape import ModelShape
 
-# Bytes of a token on disk: text, id, log-probability, and where it starts in the text (measured: benchmarks/curation.py).
-TEXT, ID, LOGPROB, START = 0.9, 1.1, 3.2, 0.2
+# Bytes of a token on disk: text, id, log-probability, where it starts in the text, and its rank (measured: benchmarks/curation.py).
+TEXT, ID, LOGPROB, START, RANK = 0.9, 1.1, 3.2, 0.2, 0.4
 # What a step adds, of each token of a prompt and of a response.
 SAMPLED = (TEXT + ID, TEXT + ID + LOGPROB)
 FILTERED = (ID, TEXT + ID + 2 * START)  # canonical text, the student's tokens, where both models' tokens start
-SCORED = (0.0, LOGPROB)
+SCORED = (0.0, LOGPROB + RANK)
 PACKED = ID
 # Of a candidate: its scores.
 CANDIDATE = 60
@@ -67,6 +67,7 @@ class Documents:
     Attributes:
         prompts: how many questions they answer.
         prefix: what a student wrote before the teacher continued.
+        spread: mean of the squared lengths, by the square of their mean.
     """
 
     prompts: float
@@ -74,6 +75,7 @@ class Documents:
     prompt: float
     response: float
     prefix: float = 0.0
+    spread: float = 1.0
 
     @property
     def length(self) -> float:
@@ -89,9 +91,15 @@ class Documents:
         """This share of them."""
         return replace(self, prompts=share * self.prompts, count=share * self.count)
 
+    @property
+    def length_while_written(self) -> float:
+        """Of a sequence, mean over its tokens as they are written: long responses are in an engine for longer."""
+        return self.prompt + self.prefix + self.spread * self.response / 2
+
     def flops(self, shape: ModelShape) -> float:
-        """Of a forward and backward pass."""
-        return self.count * training_flops(shape, [self.length])
+        """Of a forward and backward pass: those of so many fewer, longer documents that both the sum of their lengths and that of
+        the squared lengths are the same."""
+        return self.count / self.spread * training_flops(shape, [self.spread * self.length])
 
     def bytes(self, by_token: tuple[float, float]) -> float:
         """On disk, by those of each token of a prompt and of a response."""
@@ -167,7 +175,8 @@ class InputEstimates(Protocol):
 
 def responses_of(prompts: float, count: float, max_tokens: int, expected: ExpectedConfig) -> Documents:
     """Responses of the expected length, which `max_tokens` may cut."""
-    return Documents(prompts, count, expected.prompt_tokens, min(expected.response_tokens, max_tokens))
+    response = min(expected.response_tokens, max_tokens)
+    return Documents(prompts, count, expected.prompt_tokens, response, spread=expected.length_spread)
 
 
 def pass_through_cost(inputs: InputEstimates, size: float) -> Cost:

@@ -32,6 +32,7 @@ def test_run_gives_summary_report_and_model(calm: Path) -> None:
     assert summary["alignment"]["student"] > summary["alignment"]["low_temperature"] > 0
     page = (calm / "report.html").read_text()
     assert page.count("<svg") >= 8
+    assert "prompts with a choice" in page
     assert "<script" not in page
     assert 'src="http' not in page
     assert set(summary["seconds"]) == set(artifacts(calm)) - {"report"}

@@ -28,7 +28,7 @@ from dasd_megatron.sampling.decoding_speed import cache_bytes, tokens_per_second
 from dasd_megatron.slurm.cluster_config import ClusterConfig
 from dasd_megatron.slurm.dry_run import plan
 from dasd_megatron.slurm.experiment import jobs_of
-from dasd_megatron.steps.cost_estimate import Cost, Unknown
+from dasd_megatron.steps.cost_estimate import Cost, Documents, Unknown
 from dasd_megatron.steps.step import Step
 from dasd_megatron.utils.errors import UserError
 from tests.conftest import ROOT, TOY
@@ -42,7 +42,7 @@ SIZES = [
     "prompts.train.limit=1000",
     "prompts.test.limit=100",
     "sampling={responses_per_prompt: 2, max_tokens: 160, prompts_per_shard: 250}",
-    "expected={prompt_tokens: 28, response_tokens: 100, truncated_answers: 0.5, kept_continuations: 0.5}",
+    "expected={prompt_tokens: 28, response_tokens: 100, length_spread: 1, truncated_answers: 0.5, kept_continuations: 0.5}",
     "packing.context_length=1280",
     "training.epochs=2",
     "training.global_batch=4",
@@ -102,10 +102,10 @@ def test_storage(tmp_path: Path) -> None:
         tmp_path, "training.precision=bf16", "training.keep_checkpoints=3", "training.keep_every=null"
     )
     student = parameter_count(shape_of(json.loads((TOY / "student/config.json").read_text()), TOY / "student"))
-    # Bytes of a token: text 0.9, id 1.1, log-probability 3.2, start 0.2. Each step's are those that it adds.
+    # Bytes of a token: text 0.9, id 1.1, log-probability 3.2, start 0.2, rank 0.4. Each step's are those that it adds.
     assert cost(recipe, steps["sample_low_temperature"]).bytes == pytest.approx(2000 * (28 * 2.0 + 100 * 5.2))
     assert cost(recipe, steps["filter_low_temperature"]).bytes == pytest.approx(2000 * (28 * 1.1 + 100 * 2.4))
-    assert cost(recipe, steps["score_low_temperature"]).bytes == pytest.approx(2000 * 100 * 3.2)
+    assert cost(recipe, steps["score_low_temperature"]).bytes == pytest.approx(2000 * 100 * 3.6)
     assert cost(recipe, steps["select_low_temperature"]).bytes == 2000 * 60
     assert cost(recipe, steps["pack_low_temperature"]).bytes == pytest.approx(1000 * 128 * 1.1)
     stage = cost(recipe, steps["train_low_temperature"])
@@ -271,6 +271,40 @@ def test_what_is_expected_enters_no_key(tmp_path: Path) -> None:
     _, steps = a_run(tmp_path)
     _, others = a_run(tmp_path, "expected={response_tokens: 7, mfu: 0.1}")
     assert {name: step.key for name, step in steps.items()} == {name: step.key for name, step in others.items()}
+
+
+@given(st.lists(st.integers(1, 4000), min_size=1, max_size=20))
+def test_documents_cost_by_their_lengths_and_the_squares_of_them(lengths: list[int]) -> None:
+    """As much as document by document, from their number, their mean, and the spread of their lengths alone."""
+    mean = sum(lengths) / len(lengths)
+    spread = sum(length**2 for length in lengths) / len(lengths) / mean**2
+    documents = Documents(len(lengths), len(lengths), 0, mean, spread=spread)
+    assert documents.flops(QWEN3_4B) == pytest.approx(training_flops(QWEN3_4B, lengths))
+    # While they are written, each token by token, a sequence has this length on average.
+    written = sum(length * length / 2 for length in lengths) / sum(lengths)
+    assert documents.length_while_written == pytest.approx(written)
+
+
+def test_a_stage_may_expect_responses_of_its_own_length(tmp_path: Path) -> None:
+    recipe, steps = a_run(tmp_path, "stages.0.expected_response_tokens=50")
+    of = {name: cost(recipe, step) for name, step in steps.items()}
+    assert of["sample_low_temperature"].tokens_out == 2000 * 50
+    assert of["pack_low_temperature"].tokens_in == 1000 * 78
+    assert of["sample_high_temperature"].tokens_out == 2000 * 100
+    _, plain = a_run(tmp_path)
+    assert {name: step.key for name, step in steps.items()} == {name: step.key for name, step in plain.items()}
+
+
+def test_the_plan_says_which_steps_are_longer_than_their_limit(tmp_path: Path) -> None:
+    cluster = ClusterConfig(account="a", partition="p", gpu="h100")
+
+    def line_of(*overrides: str) -> str:
+        recipe, steps = a_run(tmp_path, *overrides)
+        lines = plan(recipe, jobs_of(recipe, steps, cluster), cluster)
+        return next((line for line in lines if "longer than the limit" in line), "")
+
+    assert line_of() == ""
+    assert "train_low_temperature (" in line_of("expected.mfu=1e-9")
 
 
 def test_documents_not_isolated_cost_the_square_of_the_pack(tmp_path: Path) -> None:

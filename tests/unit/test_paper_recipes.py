@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dasd_megatron.config.gpu_specs import GIB
 from dasd_megatron.config.load import load_recipe
@@ -74,10 +76,11 @@ def test_dry_run(name: str, nodes: int, models: Path) -> None:
     assert f"{nodes} x 8 " in table["sample_low_temperature"]
     assert "1 x 0 " in table["filter_low_temperature"]
     assert " unknown " not in out
+    assert ("longer than the limit" in out) == (nodes == 1)
     assert out.count("#SBATCH --nodes=") == len(table)
     if (name, nodes) == ("dasd_30b_a3b", 8):
-        assert "GPU-hours: 1,359.3;" in out
-        assert "prints, by the same command, 1,359.3 GPU-hours" in PAGE
+        assert "GPU-hours: 1,459.0;" in out
+        assert "prints, by the same command, 1,459.0 GPU-hours" in PAGE
     if (name, nodes) == ("dasd_4b", 8):
         printed = PAGE.partition("```text\n")[2].partition("```")[0]
         assert len(printed.splitlines()) > len(table)
@@ -124,8 +127,9 @@ def test_stages_of_the_mixture_of_experts_can_be_added(models: Path) -> None:
     """Nothing is trained again."""
     name = "dasd_30b_a3b"
     first = build_steps(load_recipe(recipe_file(name), local(name, models)))
+    first_stage = yaml.safe_load(recipe_file(name).read_text())["stages"][0]
     stages = (
-        "stages=[{name: low_temperature, kind: sampled, temperature: 0.6, prompts: 105_000}, "
+        f"stages=[{json.dumps(first_stage)}, "
         "{name: high_temperature, kind: sampled, temperature: 1.0}, "
         "{name: mixed_policy, kind: mixed_policy, training: {epochs: 1}}]"
     )
@@ -142,8 +146,9 @@ def test_costs_are_those_that_the_page_estimates(models: Path) -> None:
     def cost(name: str) -> Cost:
         return Costs(recipe, "h100").of(steps[name], job_resources(recipe, steps[name], 8))
 
-    prompt, response = 300, round(5.8e9 / 330_000, -2)
-    document = prompt + response
+    assert round(5.8e9 / 330_000, -2) == 17_600
+    assert round(1.45e9 / 105_000, -2) == 13_800
+    prompt, spread = 300, 1.8
     flops_a_second, bytes_a_second = 0.4 * 989e12, 2 * 0.4 * 3.35e12  # of a GPU, of an engine
     memory = 2 * 0.9 * 80 * GIB  # of an engine
 
@@ -151,9 +156,13 @@ def test_costs_are_those_that_the_page_estimates(models: Path) -> None:
     weights = 36 * (2560 * (4096 + 2 * 1024) + 4096 * 2560 + 3 * 2560 * 9728) + 151_936 * 2560
 
     def forward(length: float) -> float:
-        return 2 * weights + 36 * 4 * 4096 * length / 2
+        return 2 * weights + 36 * 4 * 4096 * spread * length / 2
 
-    for stage, responses, steps_of_stage in (("low_temperature", 105_000, 2689), ("high_temperature", 330_000, 8451)):
+    for stage, responses, response, steps_of_stage in (
+        ("low_temperature", 105_000, 13_800, 2118),
+        ("high_temperature", 330_000, 17_600, 8451),
+    ):
+        document = prompt + response
         packs = math.ceil(responses * document / 65_536)
         assert math.ceil(6 * packs / 64) == steps_of_stage
         trained = steps_of_stage * 64 * responses * document / packs
@@ -164,9 +173,9 @@ def test_costs_are_those_that_the_page_estimates(models: Path) -> None:
         scored = 4 * responses * document
         assert cost(f"score_{stage}").gpu_hours == pytest.approx(scored * forward(document) / flops_a_second / 3600)
         # Decoding by gpt-oss-120b; the prompts' forward pass adds less than a thousandth.
-        cache = 2 * 8 * 64 * 2 * 18 * (prompt + response / 2 + 128)
-        assert (memory - 65.25e9) / cache > 256
-        rate = 256 / ((65.25e9 + 256 * cache) / bytes_a_second) / 2
+        cache = 2 * 8 * 64 * 2 * 18 * (prompt + spread * response / 2 + 128)
+        batch = min(256, (memory - 65.25e9) // cache)
+        rate = batch / ((65.25e9 + batch * cache) / bytes_a_second) / 2
         sampled = cost(f"sample_{stage}")
         assert sampled.tokens_out == 4 * responses * response
         assert sampled.gpu_hours == pytest.approx(4 * responses * response / rate / 3600, rel=2e-3)
@@ -174,7 +183,7 @@ def test_costs_are_those_that_the_page_estimates(models: Path) -> None:
     # Mixed policy: 15K of 50K answers are truncated at 1.5 times the teacher's length, the others are as long as the teacher's.
     answer = 0.3 * 1.5 * response + 0.7 * response
     assert cost("rollout_mixed_policy").tokens_out == pytest.approx(50_000 * answer)
-    cache = 2 * 8 * 128 * 2 * 36 * (prompt + answer / 2)
+    cache = 2 * 8 * 128 * 2 * 36 * (prompt + spread * answer / 2)
     batch = (memory - 2 * 4.022e9) // cache
     rate = batch / ((2 * 4.022e9 + batch * cache) / bytes_a_second) / 2
     assert cost("rollout_mixed_policy").gpu_hours == pytest.approx(50_000 * answer / rate / 3600, rel=2e-3)

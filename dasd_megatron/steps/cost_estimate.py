@@ -11,7 +11,7 @@ from dasd_megatron.models.flops import training_flops
 from dasd_megatron.models.hf_config import read_config, shape_of
 from dasd_megatron.models.shape import ModelShape
 
-# Bytes of a token on disk: text, id, log-probability, where it starts in the text, and its rank (measured: benchmarks/curation.py).
+# Bytes of a token on disk: text, id, log-probability, where it starts in the text, its rank (measured: benchmarks/curation.py).
 TEXT, ID, LOGPROB, START, RANK = 0.9, 1.1, 3.2, 0.2, 0.4
 # What a step adds, of each token of a prompt and of a response.
 SAMPLED = (TEXT + ID, TEXT + ID + LOGPROB)

@@ -19,8 +19,8 @@ class FiltersConfig(Config):
     times in a row or more. Fenced code doesn't count."""
 
     max_recurring_share: Probability = 0.5
-    """Share of a response's words that may be part of sequences of 20 words, numbers alike, that occur ten times or more,
-    wherever they are: a loop whose steps come in changing order."""
+    """Share of a response's words that may be part of sequences of 20 words that occur ten times or more, wherever
+    they are: a loop whose steps come in changing order."""
 
     min_repeated_words: Positive = 200
     """Fewer words than these are never too many."""

@@ -31,6 +31,14 @@ LOOP_STEPS = [
     f"order of {name} really means here. "
     for name in ("the sum", "the first", "the last", "the product", "the index")
 ]
+
+
+def sum_of(step: int) -> str:
+    """Of 26 words, all but the numbers the same in each step."""
+    terms = f"So the sum of the first {step} terms is {step * 97}, and when the next one, {step * 13}, is added to it "
+    return terms + f"we get {step * 110}, as it must be."
+
+
 CODE = "for (int i = 0; i < n; i++) {\n    total += values[i];\n}\n"
 
 
@@ -47,6 +55,8 @@ CODE = "for (int i = 0; i < n; i++) {\n    total += values[i];\n}\n"
         # A loop whose steps come in changing order.
         ("".join(LOOP_STEPS[(n * n + n // 7) % 5] for n in range(120)), "repeated"),
         (VARIED + "".join(LOOP_STEPS[(n * n + n // 7) % 5] for n in range(20)), None),
+        # A calculation that takes its steps in one form, with thoughts between them.
+        ("".join(f"{sum_of(n)} {VARIED[n * 40 : n * 40 + 90]}\n" for n in range(120)), None),
         # A list of numbers in a long text, equal sentences here and there, code in fences, a short loop that ended.
         (VARIED + " " + ", ".join(map(str, range(100))), None),
         (" ".join(f"{VARIED[start : start + 200]} Let me check." for start in range(0, 6000, 200)), None),
@@ -62,9 +72,10 @@ def test_what_is_degenerate(student_tokenizer: ChatTokenizer, text: str, reason:
 
 
 def test_numbers_are_alike_and_code_is_left_out() -> None:
-    assert words_of("a 12 b 345 a").tolist() == [0, 1, 2, 1, 0]
-    assert words_of("a ```x y z``` a").tolist() == [0, 0]
-    assert words_of("").tolist() == []
+    exact, masked = words_of("a 12 b 345 a")
+    assert (exact.tolist(), masked.tolist()) == ([0, 1, 2, 3, 0], [0, 1, 2, 1, 0])
+    assert words_of("a ```x y z``` a")[0].tolist() == [0, 0]
+    assert words_of("")[0].tolist() == []
 
 
 def by_hand(words: list[int]) -> int:

@@ -23,11 +23,17 @@ SEQUENCE, MIN_OCCURRENCES = 20, 10
 _FACTOR = np.uint64(6364136223846793005)  # of a polynomial hash modulo 2^64; odd, so that no word is lost
 
 
-def words_of(text: str) -> NDArray[np.int32]:
-    """A number for each word of a text, equal for equal words, [words]; numbers are all alike, fenced code is left out."""
-    words = _WORD.findall(_DIGITS.sub("0", _FENCED.sub(" ", text)))
+def words_of(text: str) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """A number for each word of a text, equal for equal words, [words], and again with all numbers of the text alike.
+
+    Fenced code is left out.
+    """
+    words = _WORD.findall(_FENCED.sub(" ", text))
     numbers: dict[str, int] = {}
-    return np.fromiter((numbers.setdefault(word, len(numbers)) for word in words), np.int32, len(words))
+    exact = np.fromiter((numbers.setdefault(word, len(numbers)) for word in words), np.int32, len(words))
+    masked: dict[str, int] = {}
+    alike = [masked.setdefault(_DIGITS.sub("0", word), len(masked)) for word in numbers]
+    return exact, np.array(alike, np.int32)[exact]
 
 
 def repeated_words(words: NDArray[np.int32], least: int) -> int:
@@ -73,15 +79,19 @@ def recurring_words(words: NDArray[np.int32]) -> int:
 
 
 def is_repeated(text: str, limits: FiltersConfig) -> bool:
-    """Whether too large a share of a text says the same over and over."""
-    words = words_of(text)
+    """Whether too large a share of a text says the same over and over.
+
+    One after another, with whatever numbers ("Case 7 fails. Case 8 fails."); or wherever, then with the same numbers, as
+    a long calculation takes its steps in one form.
+    """
+    words, masked = words_of(text)
     stretch = max(limits.min_repeated_words, math.ceil(limits.max_repeated_share * len(words)))
     recurring = max(limits.min_repeated_words, math.ceil(limits.max_recurring_share * len(words)))
-    return repeated_words(words, stretch) > 0 or recurring_words(words) >= recurring
+    return repeated_words(masked, stretch) > 0 or recurring_words(words) >= recurring
 
 
 class RepeatedFilter(Filter):
-    """A response that says the same over and over, be it with other numbers each time."""
+    """A response that says the same over and over."""
 
     def reason(self, response: StudentView) -> str | None:
         """`repeated`."""

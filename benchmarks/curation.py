@@ -144,7 +144,7 @@ def measure(step: str, folder: Path, teacher: Path, student: Path) -> dict[str, 
 
 
 def _run(commands: Sequence[Sequence[str]]) -> list[dict[str, float]]:
-    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}  # as runtime/run_step.py
+    environment = {**os.environ, "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # as runtime/run_step.py
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for command in commands]
     outputs = [process.communicate()[0] for process in processes]
     if any(process.returncode for process in processes):

@@ -18,7 +18,7 @@ class FiltersConfig(Config):
     """Share of a response's words that one stretch may take in which the same words, or the same with other numbers, come six
     times in a row or more. Fenced code doesn't count."""
 
-    max_recurring_share: Probability = 0.5
+    max_recurring_share: Probability = 0.4
     """Share of a response's words that may be part of sequences of 20 words that occur ten times or more, wherever
     they are: a loop whose steps come in changing order."""
 

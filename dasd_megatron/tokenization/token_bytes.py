@@ -88,8 +88,8 @@ def _sentencepiece(token: str) -> bytes:
 
 def spans_of_normalized(
     text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]], token_bytes: TokenBytes
-) -> list[int]:
-    """Byte offset in `text` where each token starts, where the tokenizer normalises text (Qwen: NFC).
+) -> NDArray[np.int32]:
+    """Byte offset in `text` where each token starts, [n], where the tokenizer normalises text (Qwen: NFC).
 
     Its tokens' bytes differ from the text's then; they share out the bytes of the characters that they came from, and still
     partition the text.
@@ -98,21 +98,18 @@ def spans_of_normalized(
         ids: token ids of `text`, [n].
         offsets: the tokenizer's (start, end) character offsets of each token, [n].
     """
-    position = [0]  # byte offset of each character
-    for character in text:
-        position.append(position[-1] + len(character.encode()))
-    starts: list[int] = []
-    reached = 0  # where the span before ends: spans never go back
-    group_end, used = 0, 0
-    for token, (first, last) in zip(ids, offsets, strict=True):
-        if position[first] >= group_end:  # a token of new characters
-            group_start, group_end, used = position[first], position[last], 0
-        else:  # another part of the same characters
-            group_end = max(group_end, position[last])
-        start = min(max(group_start + used, reached), position[last])
-        reached = max(reached, start)
-        starts.append(reached)
-        used += len(token_bytes[token])
-    if starts:
-        starts[0] = 0
-    return starts
+    if not len(ids):
+        return np.zeros(0, np.int32)
+    # Byte offset of each character, and of the end.
+    points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    sizes = 1 + sum((points >= limit).astype(np.int32) for limit in (0x80, 0x800, 0x10000))
+    position = np.concatenate([[0], np.cumsum(sizes)])
+    first, last = np.array(offsets, np.int64).T
+    # A group is the tokens of the same characters: one that begins behind all that came before begins a new one.
+    reached = np.maximum.accumulate(last)
+    begins = np.concatenate([[True], first[1:] >= reached[:-1]])
+    group = np.flatnonzero(begins)[np.cumsum(begins) - 1]  # the first token of each token's group
+    own = token_bytes.starts(ids)
+    starts = np.minimum(position[first][group] + own - own[group], position[last])
+    starts[0] = 0
+    return np.maximum.accumulate(starts).astype(np.int32)

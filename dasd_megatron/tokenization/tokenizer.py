@@ -68,7 +68,7 @@ class ChatTokenizer:
                 starts = self.token_bytes.starts(ids)
             else:
                 offsets = self._tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).offsets
-                starts = np.array(spans_of_normalized(text, encoding.ids, offsets, self.token_bytes), np.int32)
+                starts = spans_of_normalized(text, encoding.ids, offsets, self.token_bytes)
             found.append((ids, starts))
         return found
 

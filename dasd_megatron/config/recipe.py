@@ -60,9 +60,9 @@ class Recipe(Config):
     sampling: SamplingConfig = SamplingConfig()
     """How the teacher answers."""
 
-    sentence_end: str = r"[.!?]+[\"')\]]*\s+|[。！？．｡।॥۔؟]+|\n+"
-    """What ends a sentence, as a regular expression that consumes the end. The default: closing punctuation before white
-    space (so that 3.14 holds together), full stops of other scripts, and line breaks."""
+    sentence_end: str = r"[.!?。！？．｡।॥۔؟\n]+(?:(?<=[^.!?])|[\"')\]]*\s+)"
+    """What ends a sentence, as a regular expression that consumes the end. The default: full stops of other scripts, line
+    breaks, and closing punctuation before white space (so that 3.14 holds together)."""
 
     min_sentence_bytes: NonNegative = 16
     """Shorter sentences are joined to the next one: `1. ` or `e.g. ` has no vote of its own in the selection."""

@@ -14,7 +14,7 @@ from dasd_megatron.curation.sentences import SentenceSplitter, sentence_of_token
 from dasd_megatron.tokenization.response_format import CLOSE, OPEN
 
 KINDS = ("Teacher", "Student", "Shared")
-_MARKUP = re.compile(rf"\s*(?:{re.escape(OPEN)}|{re.escape(CLOSE)})\s*")
+_MARKUP = re.compile(rf"{re.escape(OPEN)}|{re.escape(CLOSE)}")
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,9 @@ def _markup(text: str) -> list[tuple[int, int]]:
     """Where markup is: (first, last) byte of each, the last excluded."""
     spans = []
     for match in _MARKUP.finditer(text):
-        first = len(text[: match.start()].encode())
-        spans.append((first, first + len(match.group().encode())))
+        before, after = text[: match.start()].rstrip(), text[match.end() :]
+        last = len(text) - len(after.lstrip())
+        spans.append((len(before.encode()), len(text[:last].encode())))
     return spans
 
 

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dasd_megatron.tokenization.response_format import CLOSE, MARKUP, OPEN
+from dasd_megatron.tokenization.token_bytes import byte_offsets
 from dasd_megatron.utils.errors import UserError
 
 
 class SentenceSplitter:
     """Ends a sentence after each match of `sentence_end`, and before `</think>`: the answer is a sentence of its own.
 
-    Sentences of fewer than `min_bytes` are joined to the next one, the last of the reasoning or of the answer to the one before.
+    Sentences of fewer than `min_bytes`, and markup alone, are joined to the next one, the last of the reasoning or of the answer
+    to the one before.
     """
 
     def __init__(self, sentence_end: str, min_bytes: int = 0) -> None:
         try:
-            self._end = re.compile(f"(?:{sentence_end})|(?={re.escape(CLOSE)})")
+            self._end = re.compile(sentence_end)
         except re.error as error:
             raise UserError(f"sentence_end: not a regular expression: {error}") from None
         self._min_bytes = min_bytes
@@ -29,41 +32,32 @@ class SentenceSplitter:
         """Byte offset where each sentence starts; the first is 0, each ends where the next starts. Empty for no text."""
         if not text:
             return []
-        starts, sizes, byte = [0], [], 0
-        close, reached = text.find(CLOSE), 0
-        part = 0  # number of the first sentence of the reasoning, or of the answer
-        for match in self._end.finditer(text):
-            end = match.end()
-            # Markup alone is no sentence: it goes with what follows.
-            if end >= len(text) or text[reached:end].strip() in ("", OPEN, CLOSE):
-                part = len(starts) - 1 if end == close else part
-                continue
-            size = len(text[reached:end].encode())
-            if end == close:
-                sizes.append(size)
-                self._join_last(starts, sizes, part)
-                part = len(starts)
-            elif size < self._min_bytes:
-                continue
-            else:
-                sizes.append(size)
-            byte += size
-            reached = end
-            starts.append(byte)
-        sizes.append(len(text[reached:].encode()))
-        self._join_last(starts, sizes, part)
-        return starts
+        offsets: Sequence[int] = range(len(text) + 1) if text.isascii() else byte_offsets(text).data
+        close = max(text.find(CLOSE), 0)
+        reasoning = [] if _is_markup(text[:close]) else self._ends(text, 0, close, offsets)
+        ends = [*reasoning, *self._ends(text, reasoning[-1] if reasoning else 0, len(text), offsets)]
+        return [0, *(offsets[end] for end in ends[:-1])]
 
-    def _join_last(self, starts: list[int], sizes: list[int], part: int) -> None:
-        """Joins the last sentence to the one before where it's short, and not the first of its part."""
-        if sizes[-1] < self._min_bytes and len(starts) - 1 > part:
-            starts.pop()
-            sizes[-2:] = [sum(sizes[-2:])]
+    def _ends(self, text: str, first: int, last: int, offsets: Sequence[int]) -> list[int]:
+        """Where the sentences of the characters from `first` to `last` end, in characters."""
+        ends, reached = [], first
+        for match in self._end.finditer(text, first, last):
+            end = match.end()
+            if offsets[end] - offsets[reached] >= self._min_bytes and not _is_markup(text[reached:end]):
+                ends.append(end)
+                reached = end
+        if offsets[last] - offsets[reached] < self._min_bytes or _is_markup(text[reached:last]):
+            del ends[-1:]  # joined to the one before
+        return [*ends, last]
 
     def split(self, text: str) -> list[str]:
         """The sentences themselves; joined they are the text."""
         data, starts = text.encode(), self.starts(text)
         return [data[start:end].decode() for start, end in pairwise([*starts, len(data)])]
+
+
+def _is_markup(text: str) -> bool:
+    return text.strip() in ("", OPEN, CLOSE)
 
 
 def sentence_of_tokens(token_starts: ArrayLike, sentence_starts: ArrayLike) -> NDArray[np.int64]:

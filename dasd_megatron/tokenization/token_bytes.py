@@ -86,6 +86,14 @@ def _sentencepiece(token: str) -> bytes:
     return token.replace("▁", " ").encode()
 
 
+def byte_offsets(text: str) -> NDArray[np.int64]:
+    """Where each character of a text begins in its UTF-8 form, and where the last one ends, [characters + 1]."""
+    points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    offsets = np.zeros(len(points) + 1, np.int64)
+    np.cumsum(1 + (points >= 0x80) + (points >= 0x800) + (points >= 0x10000), out=offsets[1:])
+    return offsets
+
+
 def spans_of_normalized(
     text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]], token_bytes: TokenBytes
 ) -> NDArray[np.int32]:
@@ -100,10 +108,7 @@ def spans_of_normalized(
     """
     if not len(ids):
         return np.zeros(0, np.int32)
-    # Byte offset of each character, and of the end.
-    points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-    sizes = 1 + sum((points >= limit).astype(np.int32) for limit in (0x80, 0x800, 0x10000))
-    position = np.concatenate([[0], np.cumsum(sizes)])
+    position = byte_offsets(text)
     first, last = np.array(offsets, np.int64).T
     # A group is the tokens of the same characters: one that begins behind all that came before begins a new one.
     reached = np.maximum.accumulate(last)

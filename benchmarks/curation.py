@@ -22,7 +22,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from dasd_megatron.artifacts.artifact import Artifact
@@ -71,38 +70,13 @@ def context_of(step: str, folder: Path, teacher: Path, student: Path) -> StepCon
 
 def make_sampled(folder: Path, teacher: Path, responses: int) -> None:
     """The artifact `sample`: SHARDS shards of about so many responses each."""
-    from benchmarks.synthetic_responses import ResponseMaker
+    from benchmarks.synthetic_responses import ResponseMaker, write_sampled
     from dasd_megatron.tokenization.tokenizer import ChatTokenizer
 
-    maker = ResponseMaker(ChatTokenizer(teacher), seed=0)
     writer = ArtifactWriter(folder / "sample", {})
-    prompts = max(1, responses // CANDIDATES)
-    for shard in range(SHARDS):
-        with writer.shard(shard, "responses") as file:
-            for start in range(0, prompts, 16):
-                count = min(16, prompts - start)
-                file.write({"responses": maker.table(count, CANDIDATES, shard * prompts + start)})
+    maker = ResponseMaker(ChatTokenizer(teacher), seed=0)
+    write_sampled(writer, maker, range(SHARDS), max(1, responses // CANDIDATES), CANDIDATES)
     writer.finish(counts={})
-
-
-def make_scored(folder: Path) -> None:
-    """The artifact `score`, with log-probabilities of the student that are made up, and ranks as they would have at most."""
-    import numpy as np
-
-    from dasd_megatron.sampling.score import MAX_RANK, SCORES
-
-    random = np.random.default_rng(1)
-    filtered, writer = Artifact(folder / "filter"), ArtifactWriter(folder / "score", {})
-    for shard in range(SHARDS):
-        with writer.shard(shard, "responses") as file:
-            for batch in filtered.batches("responses", ["student_tokens"], shard):
-                rows = []
-                for count in batch["student_tokens"].to_pylist():
-                    logprobs = -random.exponential(0.8, count)
-                    ranks = np.exp(-logprobs).clip(1, MAX_RANK).astype(np.uint8)
-                    rows.append({"student_logprobs": logprobs.astype(np.float32), "student_ranks": ranks})
-                file.write({"responses": pa.Table.from_pylist(rows, SCORES)})
-    writer.finish(counts={}, extends={"responses": "filter"})
 
 
 def do_shards(step: str, shards: Sequence[int], folder: Path, teacher: Path, student: Path) -> None:
@@ -172,13 +146,15 @@ def main() -> None:
     if args.step:
         do_shards(args.step, args.shards, args.folder, args.teacher, args.student)
         return
+    from benchmarks.synthetic_responses import write_scored
+
     found = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_sampled(folder, args.teacher, args.responses)
         for step in STEPS:
             if step == "select":
-                make_scored(folder)
+                write_scored(ArtifactWriter(folder / "score", {}), Artifact(folder / "filter"))
             found[step] = measure(step, folder, args.teacher, args.student)
             print(step, found[step], flush=True)
     print(json.dumps(found))

@@ -7,6 +7,7 @@ that it is varied, and costs what real text costs to tokenize. No model is invol
 from __future__ import annotations
 
 import sysconfig
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from dasd_megatron.artifacts.artifact import Artifact
+from dasd_megatron.artifacts.writer import ArtifactWriter
 from dasd_megatron.sampling.responses import RESPONSES
+from dasd_megatron.sampling.score import MAX_RANK, SCORES
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer
 
 # Of a response in the teacher's tokens: log-normal, so that E[L^2] / E[L]^2 is that of the paper's figure 8.
@@ -81,6 +85,33 @@ class ResponseMaker:
             "<|end|><|start|>assistant<|channel|>final<|message|>The answer is 42.<|return|>"
         )
         return np.concatenate([opening, thinking, closing]).astype(np.int32)
+
+
+def write_sampled(
+    writer: ArtifactWriter, maker: ResponseMaker, shards: Iterable[int], prompts: int, candidates: int
+) -> None:
+    """Shards of an artifact `sample`, of so many prompts each."""
+    batch = max(1, 64 // candidates)
+    for shard in shards:
+        with writer.shard(shard, "responses") as file:
+            for start in range(0, prompts, batch):
+                table = maker.table(min(batch, prompts - start), candidates, shard * prompts + start)
+                file.write({"responses": table})
+
+
+def write_scored(writer: ArtifactWriter, filtered: Artifact) -> None:
+    """An artifact `score` of a filtered one, log-probabilities made up, ranks as they would have at most."""
+    for shard in range(len(filtered.shards("responses"))):
+        random = np.random.default_rng(shard)
+        with writer.shard(shard, "responses") as file:
+            for batch in filtered.batches("responses", ["student_tokens"], shard):
+                rows = []
+                for count in batch["student_tokens"].to_pylist():
+                    logprobs = -random.exponential(0.8, count)
+                    ranks = np.exp(-logprobs).clip(1, MAX_RANK).astype(np.uint8)
+                    rows.append({"student_logprobs": logprobs.astype(np.float32), "student_ranks": ranks})
+                file.write({"responses": pa.Table.from_pylist(rows, SCORES)})
+    writer.finish(counts={}, extends={"responses": filtered.path.name})
 
 
 def _files(*patterns: str) -> list[str]:

@@ -25,18 +25,29 @@ class ImportStep(StepKind[StepConfig]):
         return Cost(1, "model", bytes=inputs.student_bytes())
 
 
-class ExportStep(StepKind[StepConfig]):
+class ExportStepConfig(StepConfig):
+    """Config of a step `export`."""
+
+    # What the student was trained with in every conversation: the exported chat template has it as its default.
+    system_prompt: str | None
+
+
+class ExportStep(StepKind[ExportStepConfig]):
     """Reads `checkpoint`, a stage's, and `model`, the student's folder, for its tokenizer and templates."""
 
     name = "export"
 
-    def run(self, context: StepContext[StepConfig]) -> dict[str, Any]:
+    def run(self, context: StepContext[ExportStepConfig]) -> dict[str, Any]:
         """Writes a Hugging Face model folder."""
         from conversion.convert import export_hf
+        from dasd_megatron.models.hf_assets import set_default_system_prompt
 
-        checkpoint = context.inputs["checkpoint"] / CHECKPOINT
-        return {"counts": export_hf(checkpoint, context.output.path, like=context.inputs["model"]).counts}
+        checkpoint, folder = context.inputs["checkpoint"] / CHECKPOINT, context.output.path
+        counts = export_hf(checkpoint, folder, like=context.inputs["model"]).counts
+        if context.config.system_prompt is not None:
+            set_default_system_prompt(folder, context.config.system_prompt)
+        return {"counts": counts}
 
-    def cost(self, config: StepConfig, inputs: InputEstimates) -> Cost:
+    def cost(self, config: ExportStepConfig, inputs: InputEstimates) -> Cost:
         """The weights."""
         return Cost(1, "model", bytes=inputs.student_bytes())

@@ -19,7 +19,7 @@ class ModelConfig(Config):
     """How a response separates its reasoning from its answer: Qwen3's `<think>...</think>`, or gpt-oss's channels."""
 
     system_prompt: str | None = None
-    """System message of every conversation; none by default."""
+    """System message of every conversation; none by default. The student's becomes the default of the exported chat template."""
 
     template_date: date = date(2025, 8, 5)
     """The day that a chat template which asks for it is given, as gpt-oss's does for its system message. Not today: the same

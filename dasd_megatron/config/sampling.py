@@ -29,6 +29,10 @@ class EngineConfig(Config):
     gpu_memory_utilization: ExecutionOnly[Probability] = 0.9
     """Share of a GPU's memory for weights and KV cache."""
 
+    prefix_caching: ExecutionOnly[bool] = False
+    """vLLM keeps the KV cache of earlier prompts. Off, for a cached prefix shifts numbers by rounding, and which one is cached
+    depends on what was sampled before; on where teacher and student take turns."""
+
     cpu_kv_cache_gib: ExecutionOnly[Positive] = 1
     """KV cache on a machine without a GPU."""
 

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from dasd_megatron.config.base import Config, Count, Name, Overrides, Positive, Probability, Temperature, overrides_of
+from dasd_megatron.config.base import (
+    Config,
+    Count,
+    ExecutionOnly,
+    Name,
+    Overrides,
+    Positive,
+    Probability,
+    Temperature,
+    overrides_of,
+)
 from dasd_megatron.config.curation import SelectionConfig
 from dasd_megatron.config.prompts import PromptSource
 from dasd_megatron.config.training import TrainingConfig
@@ -60,8 +71,48 @@ class MixedPolicyStageConfig(_Stage):
 StageConfig = Annotated[SampledStageConfig | MixedPolicyStageConfig, Field(discriminator="kind")]
 
 
+class TurnsConfig(Config):
+    """Teacher and student write a response in turns (TESSY, arXiv 2604.14164): the student what is style, the teacher what is
+    capability, so that the text stays close to what the student itself would write. The student writes the whole answer."""
+
+    boundary: Literal["sentence", "predictor"] = "sentence"
+    """Where one stops and the other goes on. `predictor`: where a model that labels tokens finds the other's kind, TESSY's way.
+    `sentence`, ours, needs no model: the student opens each sentence, the teacher writes it to its end."""
+
+    student_tokens: Positive = 10
+    """Most tokens that the student writes at a time (TESSY: 20; for code 5)."""
+
+    teacher_tokens: Positive = 20
+    """Most tokens that the teacher writes at a time (TESSY: 20; for code 10)."""
+
+    student_predictor: Path | None = None
+    """Folder of the model that labels tokens where the student writes: a token classifier with labels 0, capability, and 1,
+    style, as TESSY's authors publish them. Needed for `boundary: predictor`."""
+
+    teacher_predictor: Path | None = None
+    """The same where the teacher writes."""
+
+    student_memory: ExecutionOnly[Probability] = 0.25
+    """Of the memory that `engine.gpu_memory_utilization` grants, the student's share: both models are on the same GPUs."""
+
+    @model_validator(mode="after")
+    def _has_predictors(self) -> TurnsConfig:
+        if self.boundary == "predictor" and None in (self.student_predictor, self.teacher_predictor):
+            raise ValueError(
+                "boundary=predictor needs student_predictor and teacher_predictor: folders of token classifiers"
+            )
+        return self
+
+
 class MixedPolicyConfig(Config):
-    """The student begins, the teacher finishes (paper, section 2.4)."""
+    """Teacher and student write together: the student begins, the teacher finishes (paper, section 2.4); or both take turns."""
+
+    method: Literal["continue", "turns"] = "continue"
+    """`continue`, the paper's: the teacher continues where the student went astray. `turns`: see `mixed_policy.turns`; then
+    `length_cap`, `cut_after` and `keep` have no meaning."""
+
+    turns: TurnsConfig = TurnsConfig()
+    """How they take turns."""
 
     prompts: Positive | None = 50_000
     """Of the stage before; null: all of them."""
@@ -89,3 +140,9 @@ class MixedPolicyConfig(Config):
 
     mask_prefix: bool = False
     """Whether the student's prefix is left out of the loss. Masking it hurt in the paper (AIME24 80.8 against 83.3)."""
+
+    @model_validator(mode="after")
+    def _has_a_prefix(self) -> MixedPolicyConfig:
+        if self.method == "turns" and self.mask_prefix:
+            raise ValueError("mask_prefix=true needs method=continue: what is written in turns has no prefix")
+        return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,19 @@ def copy_hf_assets(source: Path, target: Path, config: dict[str, Any]) -> None:
             with (source / file).open("rb") as content:
                 write_atomically(target / file, partial(shutil.copyfileobj, content))
     write_json(target / "config.json", config)
+
+
+def set_default_system_prompt(folder: Path, prompt: str) -> None:
+    """Makes a folder's chat template begin conversations that have no system message with this one.
+
+    A student that has seen it in all of its training answers worse without, and servers don't know of it.
+    """
+    path, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    template = path.read_text() if path.is_file() else json.loads(config.read_text())["chat_template"]
+    literal = json.dumps(prompt)  # as Jinja writes it
+    default = f"{{%- set messages = [{{'role': 'system', 'content': {literal}}}] + messages -%}}"
+    content = f"{{%- if messages[0]['role'] != 'system' -%}}{default}{{%- endif -%}}\n{template}"
+    write_atomically(path, lambda file: file.write(content.encode()))
 
 
 def with_dtype(config: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:

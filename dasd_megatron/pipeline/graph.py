@@ -2,6 +2,7 @@
 
 prompts -> sample -> filter -> score -> select -> pack -> train -> export      (a sampled stage)
 rollout -> continue -> filter -> pack -> train -> export                       (a mixed-policy stage)
+turns -> filter -> pack -> train -> export                                     (one that is written in turns)
 evaluate (the student, each stage's model, the teacher) -> report
 """
 
@@ -12,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from conversion.import_export_steps import ExportStepConfig
+from dasd_megatron.config.models import ModelConfig
 from dasd_megatron.config.prompts import PromptSource
 from dasd_megatron.config.recipe import Recipe
 from dasd_megatron.config.sampling import SamplingConfig
@@ -30,6 +33,7 @@ from dasd_megatron.sampling.sample import SampleConfig
 from dasd_megatron.sampling.score import ScoreConfig
 from dasd_megatron.sampling.student_rollout import RolloutConfig
 from dasd_megatron.sampling.teacher_continuation import ContinueConfig
+from dasd_megatron.sampling.turns import TurnsStepConfig
 from dasd_megatron.steps.registry import STEP_KINDS
 from dasd_megatron.steps.step import ExternalInput, Step, StepConfig
 from dasd_megatron.training.train_step_config import TrackingConfig, TrainConfig
@@ -106,13 +110,18 @@ class _GraphBuilder:
                 packs = self._mixed_policy_data(stage, selected, exported)
             checkpoint = self._train(stage, packs, checkpoint, recipe.seed + index)
             inputs: dict[str, Source] = {"checkpoint": checkpoint, "model": self.student}
-            exported = models[stage.name] = self.add(f"export_{stage.name}", "export", self._plain, inputs)
+            exported = models[stage.name] = self._export(stage, inputs)
         models["teacher"] = self.teacher
         self._evaluate(models)
         for name in recipe.launch.steps:
             if name not in self.steps:
                 raise UserError(f"launch.steps.{name}: no such step; steps: {', '.join(self.steps)}")
         return self.steps
+
+    def _export(self, stage: StageConfig, inputs: Mapping[str, Source]) -> Step:
+        recipe = self.recipe
+        config = ExportStepConfig(threads=recipe.launch.threads, system_prompt=recipe.student.system_prompt)
+        return self.add(f"export_{stage.name}", "export", config, inputs)
 
     @property
     def _plain(self) -> StepConfig:
@@ -155,7 +164,7 @@ class _GraphBuilder:
         )
         inputs: dict[str, Source] = {"prompts": prompts, "model": self.teacher}
         sampled = self.add(f"sample_{stage.name}", "sample", sampling, inputs)
-        filtered = self._filter(stage, sampled, recipe.filters.right_answers_only)
+        filtered = self._filter(stage, sampled, recipe.filters.right_answers_only, recipe.teacher, self.teacher)
         inputs = {"responses": filtered, "model": self.student}
         selection = stage.selection.applied_to(recipe.selection)
         scoring = ScoreConfig(**self._engine, model=recipe.student, brier=selection.score in NEED_BRIER)
@@ -170,7 +179,41 @@ class _GraphBuilder:
         return self.add(f"select_{stage.name}", "select", selecting, {"responses": scored})
 
     def _mixed_policy_data(self, stage: StageConfig, selected: Step, student: Source) -> Step:
-        """rollout -> continue -> filter -> pack with off-policy rows."""
+        """rollout -> continue, or turns; then filter -> pack with off-policy rows."""
+        recipe, mixed = self.recipe, self.recipe.mixed_policy
+        right_answers_only = recipe.filters.right_answers_only or mixed.right_answers_only
+        if mixed.method == "turns":
+            written = self._turns(stage, selected, student)
+            filtered = self._filter(stage, written, right_answers_only, recipe.student, self.student)
+        else:
+            written = self._continued(stage, selected, student)
+            filtered = self._filter(stage, written, right_answers_only, recipe.teacher, self.teacher)
+        return self._pack(stage, filtered, off_policy=selected)
+
+    def _turns(self, stage: StageConfig, selected: Step, student: Source) -> Step:
+        recipe, mixed, turns = self.recipe, self.recipe.mixed_policy, self.recipe.mixed_policy.turns
+        config = TurnsStepConfig(
+            **self._engine,
+            model=recipe.teacher,
+            student=recipe.student,
+            sampling=recipe.sampling,
+            turns=turns,
+            prompts=mixed.prompts,
+            temperature=mixed.temperature,
+            sentence_end=recipe.sentence_end,
+            context_length=recipe.packing.context_length,
+            max_length=recipe.engine.max_length,
+            seed=recipe.seed,
+        )
+        inputs: dict[str, Source] = {"responses": selected, "model": self.teacher, "student": student}
+        if turns.boundary == "predictor":
+            for name, path in {"student": turns.student_predictor, "teacher": turns.teacher_predictor}.items():
+                if path is not None and not (self.remote or path.is_dir()):
+                    raise UserError(f"mixed_policy.turns.{name}_predictor: {path}: no such model folder")
+                inputs[f"{name}_predictor"] = ExternalInput(path, str(path))
+        return self.add(f"turns_{stage.name}", "turns", config, inputs)
+
+    def _continued(self, stage: StageConfig, selected: Step, student: Source) -> Step:
         recipe, mixed = self.recipe, self.recipe.mixed_policy
         rollout = RolloutConfig(
             **self._engine,
@@ -197,15 +240,16 @@ class _GraphBuilder:
             seed=recipe.seed,
         )
         inputs: dict[str, Source] = {"answers": answers, "model": self.teacher, "student": self.student}
-        continued = self.add(f"continue_{stage.name}", "continue", continuation, inputs)
-        right_answers_only = recipe.filters.right_answers_only or mixed.right_answers_only
-        return self._pack(stage, self._filter(stage, continued, right_answers_only), off_policy=selected)
+        return self.add(f"continue_{stage.name}", "continue", continuation, inputs)
 
-    def _filter(self, stage: StageConfig, responses: Step, right_answers_only: bool) -> Step:
+    def _filter(
+        self, stage: StageConfig, responses: Step, right_answers_only: bool, writer: ModelConfig, model: ExternalInput
+    ) -> Step:
+        """`writer`, `model`: in whose tokens the responses are."""
         recipe = self.recipe
         config = FilterConfig(
             threads=recipe.launch.threads,
-            teacher=recipe.teacher,
+            teacher=writer,
             student=recipe.student,
             filters=recipe.filters,
             sentence_end=recipe.sentence_end,
@@ -213,7 +257,7 @@ class _GraphBuilder:
             max_length=recipe.engine.max_length,
             grader=recipe.evaluation.grader if right_answers_only else None,
         )
-        inputs: dict[str, Source] = {"responses": responses, "teacher": self.teacher, "student": self.student}
+        inputs: dict[str, Source] = {"responses": responses, "teacher": model, "student": self.student}
         return self.add(f"filter_{stage.name}", "filter", config, inputs)
 
     def _pack(self, stage: StageConfig, responses: Step, off_policy: Step | None = None) -> Step:

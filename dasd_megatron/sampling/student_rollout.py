@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from dasd_megatron.artifacts.artifact import Artifact
 from dasd_megatron.config.base import Positive, Temperature
 from dasd_megatron.config.models import ModelConfig
 from dasd_megatron.sampling.engine_step import EngineStepConfig, EngineStepKind, EngineWork, open_engine
@@ -40,13 +41,14 @@ class RolloutStep(EngineStepKind[RolloutConfig]):
 
     def shard_count(self, context: StepContext[RolloutConfig]) -> int:
         """Shards of the prompts that are asked."""
-        return math.ceil(len(_prompts(context)) / context.config.prompts_per_shard)
+        prompts = answered_prompts(context.artifact("responses"), context.config.prompts, context.config.seed)
+        return math.ceil(len(prompts) / context.config.prompts_per_shard)
 
     def open(self, context: StepContext[RolloutConfig]) -> ShardWork:
         """Loads the engine; samples a shard's answers."""
         config = context.config
         tokenizer = open_tokenizer(context.inputs["model"], config.model)
-        prompts = _prompts(context)
+        prompts = answered_prompts(context.artifact("responses"), config.prompts, config.seed)
         engine = open_engine(context)
 
         def answer(shard: int) -> Iterator[Mapping[str, pa.Table]]:
@@ -87,12 +89,11 @@ class RolloutStep(EngineStepKind[RolloutConfig]):
         return EngineWork(decoded=inputs.own_documents())
 
 
-def _prompts(context: StepContext[RolloutConfig]) -> list[dict[str, Any]]:
-    """One row a prompt: its first selected response gives the teacher's length."""
+def answered_prompts(responses: Artifact, limit: int | None, seed: int) -> list[dict[str, Any]]:
+    """Prompts of selected responses in random order, one row each: its first response gives the teacher's length."""
     columns = ["uuid", "sample_index", "input", "domain", "answer", "student_tokens"]
     first: dict[str, dict[str, Any]] = {}
-    for row in context.artifact("responses").rows("responses", columns):
+    for row in responses.rows("responses", columns):
         first.setdefault(row["uuid"], row)
-    seed = context.config.seed
     order = sorted(first.values(), key=lambda row: sample_seed(seed, "answer", row["uuid"]))
-    return order[: context.config.prompts]
+    return order[:limit]

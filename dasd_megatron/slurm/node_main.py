@@ -2,7 +2,7 @@
 
 python -m dasd_megatron.slurm.node_main RECIPE STEP --submission ID --processes N --outcome FILE
 
-The first node holds the step's lock, and its outcome tells the job's script (job_script.py) how to end.
+The first node holds the step's lease, and its outcome tells the job's script (job_script.py) how to end.
 """
 
 from __future__ import annotations

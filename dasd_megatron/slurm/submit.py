@@ -115,9 +115,16 @@ def with_absolute_paths(recipe: Recipe, cluster: ClusterConfig) -> Recipe:
             path = absolute(f"stages.{index}.source.path", stage.source.path)
             stage = stage.model_copy(update={"source": stage.source.model_copy(update={"path": path})})
         stages.append(stage)
+    turns = recipe.mixed_policy.turns
+    predictors = {
+        key: absolute(f"mixed_policy.turns.{key}", getattr(turns, key))
+        for key in ("student_predictor", "teacher_predictor")
+    }
+    mixed_policy = recipe.mixed_policy.model_copy(update={"turns": turns.model_copy(update=predictors)})
     return recipe.model_copy(
         update={
             "stages": stages,
+            "mixed_policy": mixed_policy,
             "run_dir": run_dir,
             "teacher": section("teacher", "model"),
             "student": section("student", "model"),

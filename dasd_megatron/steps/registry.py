@@ -12,6 +12,7 @@ STEP_KINDS: Registry[type[StepKind[Any]]] = Registry(
     {
         "prompts": "dasd_megatron.sampling.prompts:PromptsStep",
         "sample": "dasd_megatron.sampling.sample:SampleStep",
+        "turns": "dasd_megatron.sampling.turns:TurnsStep",
         "rollout": "dasd_megatron.sampling.student_rollout:RolloutStep",
         "continue": "dasd_megatron.sampling.teacher_continuation:ContinueStep",
         "score": "dasd_megatron.sampling.score:ScoreStep",

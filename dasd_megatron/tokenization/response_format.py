@@ -45,7 +45,15 @@ class Response:
 
 
 class ResponseFormat(Protocol):
-    """One way to write responses."""
+    """One way to write responses.
+
+    Attributes:
+        close: canonical text at the end of a reasoning that ended with one of `closing_ids`.
+        closing_ids: tokens that end the reasoning and aren't part of the text.
+    """
+
+    close: str
+    closing_ids: list[int]
 
     def prefix_ids(self, prefix: str, prompt_ids: Sequence[int]) -> list[int]:
         """Token ids that, after the prompt, make the model continue the canonical text `prefix`."""
@@ -63,10 +71,14 @@ def structure_problem(text: str) -> str | None:
     """Why a canonical text lacks a thinking part followed by an answer, or None."""
     if _TOOL_CALL.search(text):
         return "tool_call"
-    if not text.lstrip().startswith(OPEN) or text.count(OPEN) != 1:
+    if not text.lstrip().startswith(OPEN):
         return "no_thinking"
+    if (
+        text.count(OPEN) > 1 or text.count(CLOSE) > 1
+    ):  # about the markup itself, say: a reader couldn't tell it from the real one
+        return "markup_in_text"
     thinking, close, answer = text.partition(CLOSE)
-    if not close or CLOSE in answer:
+    if not close:
         return "no_answer"
     if not thinking.strip().removeprefix(OPEN).strip():
         return "no_thinking"
@@ -108,6 +120,7 @@ class Think:
 
     def __init__(self, tokenizer: ChatTokenizer) -> None:
         self._tokenizer = tokenizer
+        self.close, self.closing_ids = CLOSE, list[int]()
 
     def prefix_ids(self, prefix: str, prompt_ids: Sequence[int]) -> list[int]:
         return self._tokenizer.encode(_unopened(self._tokenizer, prompt_ids, prefix))
@@ -148,6 +161,8 @@ class Harmony:
                 )
             self._names[token] = name
         self._ids = np.array(list(self._names), np.int32)
+        self.close = f"\n{CLOSE}"
+        self.closing_ids = [token for token, name in self._names.items() if name == "<|end|>"]
 
     def prefix_ids(self, prefix: str, prompt_ids: Sequence[int]) -> list[int]:
         thinking, close, answer = prefix.lstrip().removeprefix(OPEN).removeprefix("\n").partition(CLOSE)
@@ -196,6 +211,7 @@ class _Messages:
         self.problem: str | None = None
         # The channel whose content is being read, "" in a header.
         self._part, self._header = "", bytearray()
+        self._answered = False
 
     def text(self, place: int, ids: NDArray[np.int32]) -> None:
         """Tokens from `place` on, none of them a marker."""
@@ -209,9 +225,12 @@ class _Messages:
         """The marker at `place`."""
         if name == "<|message|>":
             channel = self._header.decode(errors="replace").removeprefix("assistant").strip()
-            if channel not in ("analysis", "final") or (channel == "final" and CLOSE.encode() in self.data):
-                self.problem = self.problem or "tool_call"
+            if channel == "final" and self._answered:
+                self.problem = self.problem or "several_answers"
+            elif channel not in ("analysis", "final"):  # a commentary is for a tool if it names one, else for the user
+                self.problem = self.problem or ("commentary" if channel == "commentary" else "tool_call")
             self.data += _join(channel, bool(self.data))
+            self._answered |= channel == "final"
             self._part = channel
             return
         if name == "<|call|>":

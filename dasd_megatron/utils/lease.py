@@ -95,16 +95,11 @@ def try_lease(name: Path, on_loss: Callable[[], None] | None = None) -> Lease | 
             return None
         path = name.with_name(f"{name.name}.{_number(below) + 1 if below else 1}")
         token = secrets.token_hex(8)
-        try:
-            file = path.open("x")
-        except FileExistsError:
-            return None  # somebody was faster
+        file = _created(path, {"token": token, **_identity()})
     except OSError as error:
         raise disk_error(name, error) from error
-    _lock(file)
-    file.write(json.dumps({"token": token, **_identity()}) + "\n")
-    file.flush()
-    os.fsync(file.fileno())
+    if file is None:
+        return None
     # Whoever created a higher number has it; and what was taken over must still be what was seen.
     highest = max(_files(name), key=_number, default=None)
     if highest != path or (below is not None and seen is not None and _token(below) != seen.token):
@@ -150,6 +145,25 @@ def holder(name: Path) -> str:
             job = f", Slurm job {content['job']}" if content["job"] else ""
             return f"process {content['pid']} on {content['host']}{job}, since {content['since']}"
     return "another process"
+
+
+def _created(path: Path, content: dict[str, object]) -> IO[str] | None:
+    """A new file with this content, locked; None where somebody was faster. Leaves nothing where the disk is full."""
+    try:
+        file = path.open("x")
+    except FileExistsError:
+        return None
+    try:
+        _lock(file)
+        file.write(json.dumps(content) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    except OSError:
+        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what couldn't be written is tried again
+            file.close()
+        raise
+    return file
 
 
 def _lock(file: IO[str]) -> None:

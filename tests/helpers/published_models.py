@@ -9,10 +9,18 @@ from typing import Any
 
 from tests.conftest import fetch_tokenizer
 
-QWEN3 = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "vocab_size": 151_936, "head_dim": 128}
+# Without the version, transformers takes any tokenizer of a large vocabulary for a broken one of Mistral's, and warns.
+QWEN3 = {
+    "transformers_version": "4.51.0",
+    "model_type": "qwen3",
+    "architectures": ["Qwen3ForCausalLM"],
+    "vocab_size": 151_936,
+    "head_dim": 128,
+}
 CONFIGS: dict[str, dict[str, Any]] = {
     "gpt-oss-120b": {
         "model_type": "gpt_oss",
+        "transformers_version": "4.55.0",
         "architectures": ["GptOssForCausalLM"],
         "num_hidden_layers": 36,
         "hidden_size": 2880,

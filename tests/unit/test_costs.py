@@ -97,6 +97,16 @@ def test_amounts_follow_from_step_to_step(tmp_path: Path) -> None:
     assert not any(cost.counted for cost in of.values())
 
 
+def test_amounts_of_turns(tmp_path: Path) -> None:
+    recipe, steps = a_run(tmp_path, "mixed_policy.method=turns")
+    of = {name: cost(recipe, step) for name, step in steps.items()}
+    written = of["turns_mixed_policy"]
+    assert (written.amount, written.tokens_in, written.tokens_out) == (400, 400 * 28, 400 * 100)
+    assert of["filter_mixed_policy"].amount == 400
+    assert written.hours is not None
+    assert of["pack_mixed_policy"].tokens_in == 400 * 128 + 1000 * 128  # 2.6 rows for each would be 1,040
+
+
 def test_storage(tmp_path: Path) -> None:
     recipe, steps = a_run(
         tmp_path, "training.precision=bf16", "training.keep_checkpoints=3", "training.keep_every=null"

@@ -25,8 +25,8 @@ from dasd_megatron.utils.errors import UserError
         ("<think>a", "no_answer"),
         ("<think>a</think>  ", "no_answer"),
         ("<think></think>b", "no_thinking"),
-        ("<think>a<think>b</think>c", "no_thinking"),
-        ("<think>a</think>b</think>c", "no_answer"),
+        ("<think>a<think>b</think>c", "markup_in_text"),
+        ("<think>a</think>b</think>c", "markup_in_text"),
         ('<think>a</think><tool_call>{"name": "f"}</tool_call>', "tool_call"),
     ],
 )
@@ -141,6 +141,9 @@ def test_harmony_prefix_in_the_answer(gptoss: ChatTokenizer) -> None:
     assert response.prefix_bytes == len(prefix)
 
 
+FINAL = "<|start|>assistant<|channel|>final<|message|>b<|return|>"
+
+
 @pytest.mark.network
 @pytest.mark.parametrize(
     ("text", "problem"),
@@ -148,6 +151,9 @@ def test_harmony_prefix_in_the_answer(gptoss: ChatTokenizer) -> None:
         ("<|channel|>analysis<|message|>a<|end|>", "no_answer"),
         ("<|channel|>final<|message|>b<|return|>", "no_thinking"),
         ("<|channel|>commentary to=functions.f<|message|>{}<|call|>", "tool_call"),
+        ("<|channel|>commentary<|message|>I will look.<|end|>" + RESPONSE, "commentary"),
+        (RESPONSE.replace("<|return|>", "<|end|>") + FINAL, "several_answers"),
+        ("<|channel|>analysis<|message|>After </think> comes the answer.<|end|>" + FINAL, "markup_in_text"),
         (
             "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>commentary to=functions.f<|message|>{}<|call|>",
             "tool_call",

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from dasd_megatron.config.models import ModelConfig
 from dasd_megatron.config.recipe import Recipe
 from dasd_megatron.curation.sentences import SentenceSplitter, sentence_of_tokens
+from dasd_megatron.models.hf_assets import set_default_system_prompt
 from dasd_megatron.tokenization.token_bytes import TokenBytes
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer
 from dasd_megatron.utils.errors import UserError
@@ -215,3 +216,20 @@ def test_a_template_is_told_the_recipes_date(tmp_path: Path) -> None:
     assert prompt(template_date="2026-01-31").startswith("2026-01-31")
     settings = ModelConfig(model=tmp_path, template_date="2026-01-31")
     assert settings.result_settings()["template_date"] == "2026-01-31"
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+def test_an_exported_template_has_the_system_prompt_of_training(tmp_path: Path, as_file: bool) -> None:
+    """Whoever serves the model gets the prompts that it was trained on; a system message of one's own goes before."""
+    folder, prompt = tmp_path / "model", 'You are "helpful".\nAnswer {{ briefly }} – ja.'
+    shutil.copytree(TOY / "student", folder)
+    if not as_file:
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        config["chat_template"] = (folder / "chat_template.jinja").read_text()
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+        (folder / "chat_template.jinja").unlink()
+    trained = ChatTokenizer(folder, ModelConfig(model=folder, system_prompt=prompt)).prompt_ids("3*4?")
+    own = ChatTokenizer(folder, ModelConfig(model=folder, system_prompt="Else.")).prompt_ids("3*4?")
+    set_default_system_prompt(folder, prompt)
+    assert ChatTokenizer(folder).prompt_ids("3*4?") == trained
+    assert ChatTokenizer(folder, ModelConfig(model=folder, system_prompt="Else.")).prompt_ids("3*4?") == own

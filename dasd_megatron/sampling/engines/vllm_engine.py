@@ -67,8 +67,7 @@ class VllmEngine:
             "load_format": "safetensors",
             "logprobs_mode": "raw_logprobs",
             "max_logprobs": TOP,
-            # Cached prefixes would make a shard's numbers depend on the shards before it.
-            "enable_prefix_caching": False,
+            "enable_prefix_caching": config.prefix_caching,
             "enforce_eager": not on_gpu,
             # A prompt split over two batches makes a seeded request rewind its generator, which CPU generators can't do.
             "enable_chunked_prefill": on_gpu,

@@ -1,0 +1,164 @@
+"""Responses that student and teacher write in turns, from the first token to the last (see `mixed_policy.turns`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from dasd_megatron.sampling.engines.engine import Engine, Request, Sample
+from dasd_megatron.sampling.engines.engine_process import EngineProcess
+from dasd_megatron.sampling.seeds import sample_seed
+from dasd_megatron.sampling.turn_boundaries import Boundaries, Writer
+from dasd_megatron.tokenization.response_format import CLOSE, ResponseFormat, opening
+from dasd_megatron.tokenization.tokenizer import ChatTokenizer
+
+
+@dataclass
+class Draft:
+    """A response that is being written.
+
+    Attributes:
+        prompt: the row that it answers.
+        prompt_ids: in each model's tokens.
+        ids: what is written so far, in each model's tokens; the teacher's are there once it had a turn.
+        text: the same as canonical text.
+        writer: whose turn it is.
+        answering: the reasoning is over; the student writes the answer to its end.
+        turn_bytes: of the student's turn, the teacher's, the student's, ...
+        finish_reason: None while it is being written.
+    """
+
+    prompt: Mapping[str, Any]
+    prompt_ids: Mapping[Writer, list[int]]
+    text: str
+    ids: dict[Writer, list[int]] = field(default_factory=lambda: {"student": []})
+    writer: Writer = "student"
+    answering: bool = False
+    turn_bytes: list[int] = field(default_factory=list)
+    turns: int = 0
+    finish_reason: Literal["stop", "length"] | None = None
+
+
+@dataclass(frozen=True)
+class Party:
+    """One of the two models.
+
+    Attributes:
+        tokens: most of a turn.
+    """
+
+    tokenizer: ChatTokenizer
+    format: ResponseFormat
+    tokens: int
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """What ends a turn before its most tokens."""
+        return [*self.tokenizer.stop_ids, *self.format.closing_ids]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Most tokens of a response, and of prompt and response together, by either model's count."""
+
+    response: int
+    document: int
+
+
+@dataclass(frozen=True)
+class TurnWriter:
+    """Two models with their engines, which work at the same time on the drafts whose turn it is."""
+
+    student: Party
+    teacher: Party
+    students_engine: EngineProcess
+    teachers_engine: Engine
+    boundaries: Boundaries
+    limits: Limits
+    temperature: float
+    top_p: float
+    seed: int
+
+    def draft(self, prompt: Mapping[str, Any]) -> Draft:
+        """An empty response to a prompt (a row with `uuid` and `input`)."""
+        student, teacher = (party.tokenizer.prompt_ids(prompt["input"]) for party in (self.student, self.teacher))
+        return Draft(prompt, {"student": student, "teacher": teacher}, opening(self.student.tokenizer, student))
+
+    def turn(self, drafts: Sequence[Draft]) -> None:
+        """One turn of every draft that isn't finished."""
+        students, of_student = self._requests(drafts, "student")
+        teachers, of_teacher = self._requests(drafts, "teacher")
+        if students:
+            self.students_engine.start(of_student, self.temperature, self.top_p, self.student.stop_ids)
+        if teachers:
+            stop_ids = self.teacher.stop_ids
+            samples = self.teachers_engine.generate(of_teacher, self.temperature, self.top_p, stop_ids)
+            self.take("teacher", teachers, samples)
+        if students:
+            self.take("student", students, self.students_engine.result())
+
+    def _requests(self, drafts: Sequence[Draft], writer: Writer) -> tuple[list[Draft], list[Request]]:
+        """The drafts whose turn is this model's, with their requests; those that have no room left end here."""
+        party, chosen, requests = self._party(writer), [], []
+        for draft in drafts:
+            if draft.writer != writer or draft.finish_reason is not None:
+                continue
+            prompt_ids = draft.prompt_ids[writer]
+            if writer not in draft.ids:
+                draft.ids[writer] = party.format.prefix_ids(draft.text, prompt_ids)
+            ids = draft.ids[writer]
+            room = min(
+                min(self.limits.response, self.limits.document - len(draft.prompt_ids[name])) - len(known)
+                for name, known in draft.ids.items()
+            )
+            if room < 1:
+                draft.finish_reason = "length"
+                continue
+            seed = sample_seed(self.seed, "turns", draft.prompt["uuid"], draft.turns)
+            most = room if draft.answering else min(room, party.tokens)
+            requests.append(Request([*prompt_ids, *ids], seed, most))
+            chosen.append(draft)
+        return chosen, requests
+
+    def take(self, writer: Writer, drafts: Sequence[Draft], samples: Sequence[Sample]) -> None:
+        """Adds to each draft what the model wrote, as far as its turn goes."""
+        party = self._party(writer)
+        contents = [sample.token_ids[: -1 if sample.finish_reason == "stop" else None] for sample in samples]
+        written = [party.tokenizer.decode_bytes(ids).decode(errors="ignore") for ids in contents]  # whole characters
+        ends = self.boundaries.of(writer, [draft.text for draft in drafts], written)
+        for draft, sample, ids, text, end in zip(drafts, samples, contents, written, ends, strict=True):
+            draft.turns += 1
+            kept = len(text) if draft.answering else end.kept
+            closed = (draft.text + text[:kept]).find(CLOSE, max(0, len(draft.text) - len(CLOSE) + 1))
+            if not draft.answering and closed >= 0:
+                kept = closed + len(CLOSE) - len(draft.text)
+            whole = text[:kept].encode() == party.tokenizer.decode_bytes(ids)
+            self._append(draft, writer, text[:kept], ids if whole else None)
+            stopped = sample.finish_reason == "stop" and kept == len(text)
+            if draft.answering:
+                draft.finish_reason = sample.finish_reason
+            elif closed >= 0:
+                draft.answering, draft.writer = True, "student"
+            elif stopped and sample.token_ids[-1] in party.format.closing_ids:
+                self._append(draft, writer, party.format.close)
+                draft.answering, draft.writer = True, "student"
+            elif stopped:
+                draft.finish_reason = "stop"
+            elif not kept:  # not a whole character in a whole turn
+                draft.finish_reason = "length"
+            else:
+                draft.writer = end.writer
+
+    def _append(self, draft: Draft, writer: Writer, text: str, own_ids: Sequence[int] | None = None) -> None:
+        """Adds text, in the writer's own tokens where they are given."""
+        for name, ids in draft.ids.items():
+            known = own_ids if name == writer else None
+            ids += self._party(name).tokenizer.encode(text) if known is None else known
+        draft.text += text
+        if (len(draft.turn_bytes) % 2 == 1) != (writer == "student"):
+            draft.turn_bytes.append(0)
+        draft.turn_bytes[-1] += len(text.encode())
+
+    def _party(self, writer: Writer) -> Party:
+        return self.student if writer == "student" else self.teacher

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import ClassVar, TypeVar
 
+from dasd_megatron.config.gpu_specs import GpuName
 from dasd_megatron.steps.cost_estimate import InputEstimates
 from dasd_megatron.steps.step import Replicas, ShardedStepKind, StepConfig, StepContext
 
@@ -28,7 +29,7 @@ class DataStepKind(ShardedStepKind[C]):
         size = sum(shard["bytes"] for shard in context.artifact("responses").shards("responses"))
         return math.ceil(size / PROCESS_BYTES) or 1
 
-    def cpu_hours(self, config: C, inputs: InputEstimates, cores: int) -> float:
-        """By the tokens that it reads, shared out among the cores that get a shard."""
+    def hours(self, config: C, inputs: InputEstimates, gpu: GpuName | None, processes: int) -> float:
+        """By the tokens that it reads, shared out among the processes that get a shard."""
         tokens = self.cost(config, inputs).tokens_in or 0.0
-        return tokens / (self.tokens_per_second * min(cores, inputs.own_shards())) / 3600
+        return tokens / (self.tokens_per_second * min(processes, inputs.own_shards())) / 3600

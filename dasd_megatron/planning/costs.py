@@ -31,13 +31,9 @@ class Costs:
             cost = step.kind.cost(step.config, inputs)
         except (Unknown, UserError) as problem:
             return Cost(missing=str(problem))
-        processes = resources.nodes * resources.processes_per_node
+        processes, gpus = resources.nodes * resources.processes_per_node, resources.nodes * resources.gpus_per_node
         try:
-            if not resources.gpus_per_node:
-                return replace(cost, hours=step.kind.cpu_hours(step.config, inputs, processes))
-            hours = step.kind.hours(step.config, inputs, self._gpu, processes)
+            hours = step.kind.hours(step.config, inputs, self._gpu if gpus else None, processes)
         except (Unknown, UserError) as problem:
             return replace(cost, missing=str(problem))
-        if hours is None:
-            return cost
-        return replace(cost, hours=hours, gpu_hours=hours * resources.nodes * resources.gpus_per_node)
+        return replace(cost, hours=hours, gpu_hours=hours * gpus if hours is not None and gpus else None)

@@ -54,9 +54,11 @@ class EngineStepKind(ShardedStepKind[E]):
         """Replicas, each with the GPUs of one engine."""
         return Replicas(config.replicas, config.engine.tensor_parallel)
 
-    def hours(self, config: E, inputs: InputEstimates, gpu: GpuName, processes: int) -> float:
+    def hours(self, config: E, inputs: InputEstimates, gpu: GpuName | None, processes: int) -> float | None:
         """Forward passes, limited by FLOP/s, and then decoding, limited by memory bandwidth (decoding_speed.py), shared out
         among the engines that get a shard."""
+        if gpu is None:
+            return None
         expected, shards = inputs.expected, inputs.own_shards()
         folder = inputs.model_folder("model")
         shape, engines = model_shape(folder), min(processes, shards)

@@ -95,12 +95,9 @@ class StepKind(ABC, Generic[C]):
         """What it makes, reads, writes and leaves on disk. Raises Unknown where that can't be known."""
         return Cost()
 
-    def hours(self, config: C, inputs: InputEstimates, gpu: GpuName, processes: int) -> float | None:
-        """How long it takes as `processes` processes with GPUs; None for a step that uses none. Raises Unknown."""
-        return None
-
-    def cpu_hours(self, config: C, inputs: InputEstimates, cores: int) -> float | None:
-        """How long it takes on so many cores, for a step that uses no GPU; None where that isn't known. Raises Unknown."""
+    def hours(self, config: C, inputs: InputEstimates, gpu: GpuName | None, processes: int) -> float | None:
+        """How long it takes as so many processes, on nodes with GPUs of that kind or without any; None where that isn't known.
+        Raises Unknown."""
         return None
 
     def prompts(self, config: C, inputs: InputEstimates) -> float:

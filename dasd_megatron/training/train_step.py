@@ -43,8 +43,10 @@ class TrainStep(StepKind[TrainConfig]):
         kept = (steps - 1) // training.keep_every * checkpoint if training.keep_every else 0.0
         return replace(cost, bytes=weights + kept, checkpoint_bytes=training.keep_checkpoints * checkpoint)
 
-    def hours(self, config: TrainConfig, inputs: InputEstimates, gpu: GpuName, processes: int) -> float:
+    def hours(self, config: TrainConfig, inputs: InputEstimates, gpu: GpuName | None, processes: int) -> float | None:
         """By FLOPs, of the layout's ranks."""
+        if gpu is None:
+            return None
         packs, training = inputs.packs("packs"), config.training
         flops = packs.flops(inputs.student_shape(), config.isolate_documents)
         flops *= training.total_steps(packs.count) * training.global_batch / packs.count

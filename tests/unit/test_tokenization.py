@@ -203,10 +203,11 @@ def test_stop_tokens_are_the_templates_and_the_generation_configs(tmp_path: Path
 
 
 def test_a_template_is_told_the_recipes_date(tmp_path: Path) -> None:
-    """gpt-oss's writes `Current date: ` and strftime_now("%Y-%m-%d") into its system message."""
+    """gpt-oss's writes `Current date: ` and strftime_now("%Y-%m-%d") into its system message, in a macro."""
     shutil.copytree(TOY / "teacher", tmp_path / "model")
     template = tmp_path / "model" / "chat_template.jinja"
-    template.write_text('{{ strftime_now("%Y-%m-%d") }}' + template.read_text())
+    macro = '{%- macro system() -%}{{- strftime_now("%Y-%m-%d") + "\\n" }}{%- endmacro -%}{{- system() }}'
+    template.write_text(macro + template.read_text())
 
     def prompt(**settings: object) -> str:
         tokenizer = ChatTokenizer(tmp_path / "model", ModelConfig(model=tmp_path / "model", **settings))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import sysconfig
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +24,15 @@ from dasd_megatron.tokenization.tokenizer import ChatTokenizer
 MEAN_TOKENS, SECOND_MOMENT, MAX_TOKENS = 17_600, 1.8, 65_536
 # Pieces of text of each kind, and characters of a piece.
 PIECES, PIECE_CHARS = 1500, 900
+# Of a step of a calculation: all in one would be a loop.
+FORMS = (
+    "So $x_{{{n}}} = {a} + {b} = {c}$, as {b} comes next.\n",
+    "Adding {b} to {a} gives {c}.\n",
+    "{a} + {b}: that is {c}, and it goes on from there.\n",
+    "Next is $x_{{{n}}}$. It is {b} more than {a}, hence {c}.\n",
+    "Check: {c} - {b} = {a}. Good.\n",
+    "The sum of the first {n} is {c}; before the last it was {a}.\n",
+)
 
 
 class ResponseMaker:
@@ -131,11 +139,12 @@ def _arithmetic(random: np.random.Generator) -> list[str]:
     """Steps of a calculation with numbers of many digits."""
     pieces: list[str] = []
     for _ in range(PIECES // 2):
-        lines: list[Any] = []
+        lines: list[str] = []
         total = int(random.integers(10**6))
         while sum(map(len, lines)) < PIECE_CHARS:
             other = int(random.integers(10**4))
-            lines.append(f"So $x_{{{len(lines)}}} = {total} + {other} = {total + other}$, as {other} comes next.\n")
+            form = FORMS[random.integers(len(FORMS))]
+            lines.append(form.format(n=len(lines), a=total, b=other, c=total + other))
             total += other
         pieces.append("".join(lines))
     return pieces

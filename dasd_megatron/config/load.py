@@ -80,7 +80,7 @@ def _read(path: Path, hint: str) -> dict[str, Any]:
         raise UserError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: can't be read: {error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a date that isn't one, say: 2025-02-30
         raise UserError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: {hint}")
@@ -94,7 +94,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
         raise UserError(f"override {override!r}: write key=value, for example training.steps=10")
     try:
         value = yaml.load(text, _Loader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise UserError(f"override {override!r}: the value is not valid YAML") from None
     *parents, last = key.split(".")
     node: Any = content

@@ -77,7 +77,8 @@ class TurnsConfig(Config):
 
     boundary: Literal["sentence", "predictor"] = "sentence"
     """Where one stops and the other goes on. `predictor`: where a model that labels tokens finds the other's kind, TESSY's way.
-    `sentence`, ours, needs no model: the student opens each sentence, the teacher writes it to its end."""
+    `sentence`, ours, needs no model: the student opens a sentence, the teacher writes it to its end; one that is shorter than
+    `student_tokens` is the student's, and the next the teacher's."""
 
     student_tokens: Positive = 10
     """Most tokens that the student writes at a time (TESSY: 20; for code 5)."""
@@ -92,7 +93,7 @@ class TurnsConfig(Config):
     teacher_predictor: Path | None = None
     """The same where the teacher writes."""
 
-    student_memory: ExecutionOnly[Probability] = 0.25
+    student_memory: ExecutionOnly[float] = Field(0.25, gt=0, lt=1)
     """Of the memory that `engine.gpu_memory_utilization` grants, the student's share: both models are on the same GPUs."""
 
     @model_validator(mode="after")

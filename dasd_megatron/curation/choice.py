@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,7 +10,6 @@ from numpy.typing import NDArray
 
 from dasd_megatron.config.curation import SelectionConfig
 from dasd_megatron.sampling.seeds import sample_seed
-from dasd_megatron.utils.errors import UserError
 
 
 def choose(candidates: pa.Table, selection: SelectionConfig, seed: int) -> NDArray[np.bool_]:
@@ -48,14 +46,7 @@ def choose(candidates: pa.Table, selection: SelectionConfig, seed: int) -> NDArr
 
 
 def _within(budget: Mapping[str, int], places: Sequence[int], domains: Sequence[str | None]) -> list[int]:
-    """The first of these places in each domain, as many as the budget has for it. Raises UserError for an unknown domain."""
-    there = Counter(domains)
-    for domain in budget:
-        if not there[domain]:
-            names = ", ".join(f"{name or 'none'} {count:,}" for name, count in there.most_common())
-            raise UserError(
-                f"selection.total.{domain}: no candidate is of that domain (there are: {names}); fix the name"
-            )
+    """The first of these places in each domain, as many as the budget has for it."""
     left, within = dict(budget), []
     for place in places:
         if left.get(domains[place] or "", 0):

@@ -25,6 +25,7 @@ from dasd_megatron.curation.sentence_probabilities import KINDS
 from dasd_megatron.curation.sentences import SentenceSplitter
 from dasd_megatron.steps.cost_estimate import CANDIDATE, Cost, Documents, InputEstimates, pass_through_cost
 from dasd_megatron.steps.step import ShardWork, StepConfig, StepContext
+from dasd_megatron.utils.errors import UserError
 
 
 class SelectStepConfig(StepConfig):
@@ -90,15 +91,18 @@ class SelectStep(DataStepKind[SelectStepConfig]):
 
 
 def _say_too_few(step: str, selection: SelectionConfig, candidates: pa.Table, chosen: NDArray[np.bool_]) -> None:
-    """Where a domain has fewer responses than its budget."""
-    if isinstance(selection.total, dict):
-        taken = Counter(candidates.filter(pa.array(chosen))["domain"].to_pylist())
-        for domain, wanted in selection.total.items():
-            if taken[domain] < wanted:
-                print(
-                    f"{step}: selection.total.{domain}={wanted:,}, but there are {taken[domain]:,} responses",
-                    file=sys.stderr,
-                )
+    """Where there are fewer responses than the budget, in all or of a domain. Raises UserError where there are none."""
+    taken = Counter(name or "none" for name in candidates.filter(pa.array(chosen))["domain"].to_pylist())
+    wanted = selection.total if isinstance(selection.total, dict) else {"": selection.total or 0}
+    for domain, count in wanted.items():
+        found = taken[domain] if domain else taken.total()
+        if found < count:
+            key = f"selection.total.{domain}" if domain else "selection.total"
+            print(f"{step}: {key}={count:,}, but there are {found:,} responses", file=sys.stderr)
+    if not taken:
+        there = Counter(name or "none" for name in candidates["domain"].to_pylist())
+        names = ", ".join(f"{name} {count:,}" for name, count in there.most_common())
+        raise UserError(f"{step}: no response is chosen; there are, by domain: {names}; change selection.total")
 
 
 def _facts(candidates: pa.Table, chosen: NDArray[np.bool_], selection: SelectionConfig) -> dict[str, Any]:

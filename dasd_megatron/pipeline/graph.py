@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from conversion.import_export_steps import ExportStepConfig
@@ -133,26 +134,63 @@ class _GraphBuilder:
         launch = self.recipe.launch
         return {"threads": launch.threads, "engine": self.recipe.engine, "replicas": launch.replicas}
 
-    def _prompts(self, name: str, key: str, source: PromptSource, others: Mapping[str, Source]) -> Step:
+    def _prompts(
+        self,
+        name: str,
+        key: str,
+        source: PromptSource,
+        others: Mapping[str, Source],
+        settings: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Step:
         if not self.remote and source.path is not None and not source.path.is_file():
             raise UserError(f"{key}.path: {source.path}: no such file")
         external = ExternalInput(source.path, str(source.path or f"{source.dataset}/{source.split}"))
-        config = PromptsStepConfig(threads=self.recipe.launch.threads, source=source, key=key, needs_answer=not others)
+        config = PromptsStepConfig(
+            threads=self.recipe.launch.threads, source=source, key=key, needs_answer=not others, **settings
+        )
         return self.add(name, "prompts", config, {"source": external, **others})
 
-    def _train_prompts(self, name: str, key: str, source: PromptSource) -> Step:
-        others: dict[str, Source] = {"held_out": self.test_prompts, "teacher": self.teacher}
-        return self._prompts(f"prompts_{name}", key, source, others)
+    def _train_prompts(
+        self, name: str, key: str, source: PromptSource, stages: Mapping[str, SampledStageConfig]
+    ) -> Step:
+        """`stages`: that learn from them, by their keys in the recipe."""
+        recipe = self.recipe
+        # Of the student its tokenizer alone: students that share one share the teacher's responses.
+        tokenizer = recipe.student.model / "tokenizer.json"
+        others: dict[str, Source] = {
+            "held_out": self.test_prompts,
+            "teacher": self.teacher,
+            "student": ExternalInput(tokenizer, str(tokenizer)),
+        }
+        wanted = {
+            "filters.right_answers_only": recipe.filters.right_answers_only,
+            "mixed_policy.right_answers_only": recipe.mixed_policy.right_answers_only,
+        }
+        budgets = {"selection.total": recipe.selection.total}
+        for stage_key, stage in stages.items():
+            budgets[f"{stage_key}.selection.total"] = stage.selection.applied_to(recipe.selection).total
+            budgets[f"{stage_key}.prompts"] = stage.prompts
+        settings = {
+            "answers_wanted_by": next((setting for setting, wants in wanted.items() if wants), None),
+            "budgets": {budget: list(count) for budget, count in budgets.items() if isinstance(count, dict)},
+        }
+        return self._prompts(f"prompts_{name}", key, source, others, settings)
 
     def _sampled_data(self, stage: SampledStageConfig, index: int) -> Step:
         """sample -> filter -> score -> select."""
         recipe = self.recipe
-        if stage.source is None:
-            prompts = self.steps.get("prompts_train") or self._train_prompts(
-                "train", "prompts.train", recipe.prompts.train
-            )
+        if stage.source is not None:
+            own = {f"stages.{index}": stage}
+            prompts = self._train_prompts(stage.name, f"stages.{index}.source", stage.source, own)
+        elif "prompts_train" in self.steps:
+            prompts = self.steps["prompts_train"]
         else:
-            prompts = self._train_prompts(stage.name, f"stages.{index}.source", stage.source)
+            users = {
+                f"stages.{number}": other
+                for number, other in enumerate(recipe.stages)
+                if isinstance(other, SampledStageConfig) and other.source is None
+            }
+            prompts = self._train_prompts("train", "prompts.train", recipe.prompts.train, users)
         sampling = SampleConfig(
             **self._engine,
             model=recipe.teacher,

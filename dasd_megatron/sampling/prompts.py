@@ -7,12 +7,13 @@ import re
 import sys
 import uuid as uuid_module
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field
 
 from dasd_megatron.artifacts.artifact import shard_name
 from dasd_megatron.config.base import ExecutionOnly
@@ -50,14 +51,17 @@ class PromptsStepConfig(StepConfig):
     key: ExecutionOnly[str] = "prompts.train"
     # Held-out problems need a reference answer.
     needs_answer: bool
+    # Settings that ask for something of the problems as a whole; each is a name for messages.
+    answers_wanted_by: ExecutionOnly[str | None] = None
+    budgets: ExecutionOnly[dict[str, list[str]]] = Field(default_factory=dict)  # with the domains that they name
 
 
 class PromptsStep(StepKind[PromptsStepConfig]):
     """Reads, checks and writes all prompts of `source`. A bad row stops the step with its place, or is dropped and counted.
 
     Problems to learn from that are, or contain, `held_out` ones are always dropped (decontamination.py): they would make the
-    measures worthless. So are those that repeat one before, and those that spell out a control token of the `teacher`: it would
-    read the real one.
+    measures worthless. So are those that repeat one before, and those that spell out a control token of the `teacher` or the
+    `student`: it would read the real one.
     """
 
     name = "prompts"
@@ -93,6 +97,8 @@ class PromptsStep(StepKind[PromptsStepConfig]):
             kept.append(row)
         if not kept:
             raise UserError(f"{path or source.dataset}: no usable prompt in it")
+        _check_answers(kept, context.config)
+        _check_domains(kept, context.config)
         context.output.write_shard("dropped", 0, pa.Table.from_pylist(dropped, DROPPED))
         context.output.write_shard("prompts", 0, pa.Table.from_pylist(kept, PROMPTS))
         reasons = dict(Counter(row["reason"] for row in dropped))
@@ -128,13 +134,39 @@ def _checked_row(
     return row
 
 
+def _check_answers(prompts: Sequence[Mapping[str, str | None]], config: PromptsStepConfig) -> None:
+    """Says how many there are, where a setting wants them; raises UserError for none."""
+    if config.answers_wanted_by is None:
+        return
+    count = sum(row["answer"] is not None for row in prompts)
+    if not count:
+        raise UserError(
+            f"{config.answers_wanted_by}=true, but none of the {len(prompts):,} problems has a reference answer; name its "
+            f"column in {config.key}.columns.answer"
+        )
+    print(f"{config.key}: {count:,} of {len(prompts):,} problems have a reference answer", file=sys.stderr)
+
+
+def _check_domains(prompts: Sequence[Mapping[str, str | None]], config: PromptsStepConfig) -> None:
+    """Raises UserError where a budget names a domain that no problem is of: it would be found days later, by `select`."""
+    there = Counter(row["domain"] or "none" for row in prompts)
+    for budget, domains in config.budgets.items():
+        for domain in domains:
+            if not there[domain]:
+                names = ", ".join(f"{name} {count:,}" for name, count in there.most_common())
+                raise UserError(
+                    f"{budget}.{domain}: no problem of {config.key} is of that domain (there are: {names}); fix the name"
+                )
+
+
 class LearningCheck:
     """Tells problems that must not be learned from."""
 
     def __init__(self, context: StepContext[PromptsStepConfig]) -> None:
         rows = context.artifact("held_out").rows("prompts", ["uuid", "input"])
         self._held_out = HeldOutProblems((row["uuid"], row["input"]) for row in rows)
-        names = control_tokens(context.inputs["teacher"]) if "teacher" in context.inputs else []
+        folders = [context.inputs[name] for name in ("teacher", "student") if name in context.inputs]
+        names = dict.fromkeys(token for folder in folders for token in control_tokens(folder))
         self._control_token = re.compile("|".join(map(re.escape, names)) or "(?!)")
         self._places: dict[str, str] = {}
 

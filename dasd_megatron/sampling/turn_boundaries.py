@@ -14,8 +14,8 @@ from dasd_megatron.utils.errors import UserError
 Writer = Literal["student", "teacher"]
 # A predictor's labels.
 CAPABILITY, STYLE = 0, 1
-# Of the text before, how much a predictor sees, in its tokens (TESSY's own setting), and texts that it sees at a time.
-SEEN_TOKENS, BATCH = 512, 32
+# How much a predictor sees, in its tokens (TESSY's own setting); in characters, never fewer; texts that it sees at a time.
+SEEN_TOKENS, SEEN_CHARACTERS, BATCH = 512, 16 * 512, 32
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,10 @@ class Boundaries(Protocol):
 
 
 class SentenceBoundaries:
-    """The student opens each sentence, the teacher writes it to its end, however many turns that takes."""
+    """The student opens a sentence, or writes all of a short one; the teacher goes on to the end of the sentence.
+
+    White space behind a sentence is left to whoever writes the next: a model writes it together with the next word.
+    """
 
     def __init__(self, sentence_end: str) -> None:
         self._end = re.compile(sentence_end)
@@ -43,15 +46,22 @@ class SentenceBoundaries:
         return [self._boundary(writer, text) for text in written]
 
     def _boundary(self, writer: Writer, text: str) -> Boundary:
-        ends = (match.end() for match in self._end.finditer(text))
-        end = next((end for end in ends if text[:end].strip() not in ("", OPEN)), None)
+        end = self._sentence_end(text)
         if end is not None:
-            return Boundary(end, "student")
+            return Boundary(end, "teacher" if writer == "student" else "student")
         if writer == "teacher":
             return Boundary(len(text), "teacher")
         # A word that isn't finished is the teacher's to write.
-        whole = len(text) if text[-1:].isspace() else len(re.sub(r"\s*\S+$", "", text))
+        whole = len(re.sub(r"[^\S\n]*\S*$", "", text))
         return Boundary(whole or len(text), "teacher")
+
+    def _sentence_end(self, text: str) -> int | None:
+        """Where the first sentence ends, spaces left out. What a turn ends with may be followed by a space."""
+        for match in self._end.finditer(text + " "):
+            end = len(text[: match.end()].rstrip(" \t"))
+            if text[:end].strip() not in ("", OPEN):
+                return end
+        return None
 
 
 class PredictedBoundaries:
@@ -67,10 +77,11 @@ class PredictedBoundaries:
         found = []
         for start in range(0, len(texts), BATCH):
             part = slice(start, start + BATCH)
-            labels = self._predictors[writer].labels([a + b for a, b in zip(texts[part], written[part], strict=True)])
+            before = [text[-SEEN_CHARACTERS:] for text in texts[part]]
+            labels = self._predictors[writer].labels([a + b for a, b in zip(before, written[part], strict=True)])
             found += [
-                labeled_boundary(writer, len(before), own, tokens)
-                for before, own, tokens in zip(texts[part], written[part], labels, strict=True)
+                labeled_boundary(writer, len(known), own, tokens)
+                for known, own, tokens in zip(before, written[part], labels, strict=True)
             ]
         return found
 
@@ -100,11 +111,15 @@ class TokenClassifier:
 
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            model: Any = AutoModelForTokenClassification.from_pretrained(
-                folder, trust_remote_code=False, use_safetensors=True
+            model, loading = AutoModelForTokenClassification.from_pretrained(
+                folder, trust_remote_code=False, use_safetensors=True, output_loading_info=True
             )
         except Exception as error:  # the library raises many kinds for damaged folders
             raise UserError(f"{folder}: can't be loaded as a token classifier: {error}") from None
+        if loading["missing_keys"]:
+            raise UserError(
+                f"{folder}: can't be loaded as a token classifier: it has no {', '.join(sorted(loading['missing_keys']))}"
+            )
         if model.config.num_labels != 2:
             raise UserError(
                 f"{folder}: labels tokens with {model.config.num_labels} labels; a predictor of turns has two, 0 for "

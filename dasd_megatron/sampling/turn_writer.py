@@ -9,7 +9,7 @@ from typing import Any, Literal
 from dasd_megatron.sampling.engines.engine import Engine, Request, Sample
 from dasd_megatron.sampling.engines.engine_process import EngineProcess
 from dasd_megatron.sampling.seeds import sample_seed
-from dasd_megatron.sampling.turn_boundaries import Boundaries, Writer
+from dasd_megatron.sampling.turn_boundaries import Boundaries, Boundary, Writer
 from dasd_megatron.tokenization.response_format import CLOSE, ResponseFormat, opening
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer
 
@@ -124,37 +124,43 @@ class TurnWriter:
     def take(self, writer: Writer, drafts: Sequence[Draft], samples: Sequence[Sample]) -> None:
         """Adds to each draft what the model wrote, as far as its turn goes."""
         party = self._party(writer)
-        contents = [sample.token_ids[: -1 if sample.finish_reason == "stop" else None] for sample in samples]
-        written = [party.tokenizer.decode_bytes(ids).decode(errors="ignore") for ids in contents]  # whole characters
-        ends = self.boundaries.of(writer, [draft.text for draft in drafts], written)
-        for draft, sample, ids, text, end in zip(drafts, samples, contents, written, ends, strict=True):
-            draft.turns += 1
-            kept = len(text) if draft.answering else end.kept
-            closed = (draft.text + text[:kept]).find(CLOSE, max(0, len(draft.text) - len(CLOSE) + 1))
-            if not draft.answering and closed >= 0:
-                kept = closed + len(CLOSE) - len(draft.text)
-            whole = text[:kept].encode() == party.tokenizer.decode_bytes(ids)
-            self._append(draft, writer, text[:kept], ids if whole else None)
-            stopped = sample.finish_reason == "stop" and kept == len(text)
+        for draft, sample in zip(drafts, samples, strict=True):
             if draft.answering:
+                ids, text = _content(sample, party)
+                self._append(draft, writer, text, ids)
                 draft.finish_reason = sample.finish_reason
-            elif closed >= 0:
-                draft.answering, draft.writer = True, "student"
-            elif stopped and sample.token_ids[-1] in party.format.closing_ids:
-                self._append(draft, writer, party.format.close)
-                draft.answering, draft.writer = True, "student"
-            elif stopped:
-                draft.finish_reason = "stop"
-            elif not kept:  # not a whole character in a whole turn
-                draft.finish_reason = "length"
-            else:
-                draft.writer = end.writer
+        reasoning = [pair for pair in zip(drafts, samples, strict=True) if not pair[0].answering]
+        texts = [_content(sample, party)[1] for _, sample in reasoning]
+        boundaries = self.boundaries.of(writer, [draft.text for draft, _ in reasoning], texts)
+        for (draft, sample), boundary in zip(reasoning, boundaries, strict=True):
+            self._reason(writer, draft, sample, boundary)
 
-    def _append(self, draft: Draft, writer: Writer, text: str, own_ids: Sequence[int] | None = None) -> None:
-        """Adds text, in the writer's own tokens where they are given."""
+    def _reason(self, writer: Writer, draft: Draft, sample: Sample, boundary: Boundary) -> None:
+        """Adds a turn to a draft's reasoning, which may end with it."""
+        party, (ids, text) = self._party(writer), _content(sample, self._party(writer))
+        kept = boundary.kept
+        closed = (draft.text + text[:kept]).find(CLOSE, max(0, len(draft.text) - len(CLOSE) + 1))
+        if closed >= 0:
+            kept = closed + len(CLOSE) - len(draft.text)
+        self._append(draft, writer, text[:kept], ids)
+        draft.turns += 1
+        draft.writer = boundary.writer
+        stopped = sample.finish_reason == "stop" and kept == len(text)
+        if closed >= 0:
+            draft.answering, draft.writer = True, "student"
+        elif stopped and sample.token_ids[-1] in party.format.closing_ids:
+            self._append(draft, writer, party.format.close)
+            draft.answering, draft.writer = True, "student"
+        elif stopped:
+            draft.finish_reason = "stop"
+        elif not kept:  # not a whole character in a whole turn
+            draft.finish_reason = "length"
+
+    def _append(self, draft: Draft, writer: Writer, text: str, own_ids: Sequence[int] = ()) -> None:
+        """Adds text; in the writer's own tokens `own_ids`, where they are that text."""
+        own = self._party(writer).tokenizer.decode_bytes(own_ids) == text.encode()
         for name, ids in draft.ids.items():
-            known = own_ids if name == writer else None
-            ids += self._party(name).tokenizer.encode(text) if known is None else known
+            ids += own_ids if own and name == writer else self._party(name).tokenizer.encode(text)
         draft.text += text
         if (len(draft.turn_bytes) % 2 == 1) != (writer == "student"):
             draft.turn_bytes.append(0)
@@ -162,3 +168,9 @@ class TurnWriter:
 
     def _party(self, writer: Writer) -> Party:
         return self.student if writer == "student" else self.teacher
+
+
+def _content(sample: Sample, party: Party) -> tuple[list[int], str]:
+    """What was written, without the token that ended it, as ids and as whole characters."""
+    ids = sample.token_ids[: -1 if sample.finish_reason == "stop" else None]
+    return ids, party.tokenizer.decode_bytes(ids).decode(errors="ignore")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -78,8 +79,10 @@ class TurnsStep(EngineStepKind[TurnsStepConfig]):
         for table in context.output.tables(self.table, ["turn_bytes"]):
             for sizes in table["turn_bytes"].to_pylist():
                 teachers, total, turns = teachers + sum(sizes[1::2]), total + sum(sizes), turns + len(sizes)
+        share = teachers / max(total, 1)
+        print(f"{context.name}: the teacher wrote {share:.0%} of the text, in {turns:,} turns of both", file=sys.stderr)
         facts = count_responses(context.output, self.table)
-        return {**facts, "teacher_share": round(teachers / max(total, 1), 4), "turns": turns}
+        return {**facts, "written_by_teacher": round(share, 4), "turns": turns}
 
     def documents(self, config: TurnsStepConfig, inputs: InputEstimates) -> Documents:
         """A response a prompt, as long as the teacher's."""

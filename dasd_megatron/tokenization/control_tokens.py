@@ -9,8 +9,8 @@ from dasd_megatron.utils.errors import UserError
 
 
 def control_tokens(folder: Path) -> list[str]:
-    """The special tokens of the tokenizer in a model folder. Raises UserError where there is no tokenizer.json."""
-    path = folder / "tokenizer.json"
+    """The special tokens of a tokenizer, by its model folder or tokenizer.json. Raises UserError where that can't be read."""
+    path = folder if folder.suffix == ".json" else folder / "tokenizer.json"
     try:
         definition = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

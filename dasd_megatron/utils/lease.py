@@ -57,7 +57,12 @@ class Lease:
     def is_held(self) -> bool:
         """Whether nobody has taken it over while this process stood still."""
         higher = self.path.with_name(f"{_base(self.path)}.{_number(self.path) + 1}")
-        return not higher.exists() and _token(self.path) == self._token
+        try:
+            return not higher.exists() and _token_in(self.path) == self._token
+        except FileNotFoundError:
+            return False
+        except OSError:  # a file system that doesn't answer, for a moment, says nothing about it
+            return True
 
     def close(self) -> None:
         """Gives it back."""
@@ -184,21 +189,21 @@ def _abandoned(path: Path) -> Sighting | None:
     try:
         with path.open() as file:  # opened again: NFS looks at the server then
             touched = os.fstat(file.fileno()).st_mtime_ns
-            content = json.loads(file.readline() or "{}")
+            content = _parsed(file.read())
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 return None
             except OSError:  # a file system without locks
                 pass
-    except (FileNotFoundError, ValueError):  # given back; or half written
+    except FileNotFoundError:  # given back
         content, touched = {}, 0
-    token = content.get("token", "")
+    token = str(content.get("token", ""))
     seen = _sightings.get(path)
     if seen is None or (seen.token, seen.touched) != (token, touched):
         seen = _sightings[path] = Sighting(token, touched, time.monotonic())
     if content.get("machine") == _machine():
-        return None if start_of_process(content["pid"]) == content["started"] else seen
+        return None if start_of_process(int(str(content["pid"]))) == content["started"] else seen
     return seen if time.monotonic() - seen.since > DEAD else None
 
 
@@ -243,9 +248,22 @@ def _token(path: Path) -> str:
     return str(_content(path).get("token", ""))
 
 
+def _token_in(path: Path) -> str:
+    """Raises OSError where the file can't be read."""
+    return str(_parsed(path.read_text()).get("token", ""))
+
+
 def _content(path: Path) -> dict[str, object]:
     try:
-        content: dict[str, object] = json.loads(path.read_text() or "{}")
-    except (OSError, ValueError):
+        return _parsed(path.read_text())
+    except OSError:
         return {}
-    return content
+
+
+def _parsed(text: str) -> dict[str, object]:
+    """What a lease's file says; nothing where it isn't one, or is half written."""
+    try:
+        content = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -180,3 +180,22 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(UserError, match="the disk is full"):
         try_lease(tmp_path / "l")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_system_that_does_not_answer_for_a_moment_takes_no_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = try_lease(tmp_path / "l")
+    assert held is not None
+
+    def silent(*_: object) -> str:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_text", silent)
+        assert held.is_held()
+        patched.setattr(Path, "exists", silent)
+        assert held.is_held()
+    (tmp_path / "l.1").write_text("[]")  # not what a lease writes
+    assert not held.is_held()
+    assert holder(tmp_path / "l") == "another process"

@@ -141,6 +141,7 @@ def test_held_out_problems_are_never_learned(make_context: Any, tmp_path: Path) 
 HELD_OUT = [
     "Every morning Aya goes for a 9-kilometer-long walk and stops at a coffee shop afterwards. Find the number of minutes.",
     "Find x if x + 3 = 7.",
+    "求满足条件的所有正整数的和，其中每个数都小于一百。",
 ]
 
 
@@ -148,6 +149,9 @@ HELD_OUT = [
     ("text", "reason", "match"),
     [
         (HELD_OUT[0] + " ", "held_out", "0: "),
+        ("Find $x$ if $x+3=7$", "held_out", "1: "),
+        ("Find x if x + 3 = 7.5", None, ""),
+        ("请解答：" + HELD_OUT[2].replace("，", "、"), "held_out_overlap", "2: "),
         (HELD_OUT[0].upper(), "held_out", "0: "),
         (HELD_OUT[0].replace(" ", "\n"), "held_out", "0: "),
         (HELD_OUT[0].replace("9", "\uff19"), "held_out", "0: "),  # a digit of double width
@@ -195,12 +199,37 @@ def test_instructions_that_held_out_problems_share_are_no_problem() -> None:
     assert held_out.match("What is 7 times the number of primes below 70?" + instruction) is not None
 
 
+def test_a_problem_that_is_held_out_three_times_is_held_out() -> None:
+    held_out = HeldOutProblems((str(n), HELD_OUT[0]) for n in range(3))
+    assert held_out.match("Solve: " + HELD_OUT[0]) is not None
+
+
+def test_answers_that_a_setting_wants(make_context: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = lines(tmp_path, GOOD, {"uuid": "2", "input": "3+3?"})
+    settings = source(path).model_copy(update={"answers_wanted_by": "filters.right_answers_only"})
+    PromptsStep().run(make_context(settings, {"source": path}))
+    assert "prompts.train: 1 of 2 problems have a reference answer" in capsys.readouterr().err
+    path = lines(tmp_path, {"uuid": "2", "input": "3+3?"})
+    with pytest.raises(UserError, match=r"right_answers_only=true, but none of the 1 problems has a reference answer"):
+        PromptsStep().run(make_context(settings, {"source": path}))
+
+
+def test_domains_of_budgets(make_context: Any, tmp_path: Path) -> None:
+    path = lines(tmp_path, GOOD, {**GOOD, "uuid": "2", "domain": None})
+    settings = source(path).model_copy(update={"budgets": {"stages.0.selection.total": ["maths"]}})
+    message = r"stages\.0\.selection\.total\.maths: no problem of prompts\.train is of that domain \(there are: math 1, none 1\)"
+    with pytest.raises(UserError, match=message):
+        PromptsStep().run(make_context(settings, {"source": path}))
+
+
 def test_problems_with_control_tokens_are_dropped(make_context: Any, tmp_path: Path) -> None:
     """The teacher would read `<|return|>` as the end of its turn."""
     held_out = make_context(source(tmp_path), {"source": lines(tmp_path, GOOD)}, name="test")
     held_out.output.finish(**PromptsStep().run(held_out))
     path = lines(tmp_path, {**GOOD, "input": "3*4?<|return|>"}, {**GOOD, "uuid": "2", "input": "3*4?|return|"})
     inputs = {"source": path, "held_out": held_out.output.path, "teacher": TOY / "teacher"}
+    students = {"source": path, "held_out": held_out.output.path, "student": TOY / "teacher" / "tokenizer.json"}
+    assert PromptsStep().run(make_context(source(path), students, name="other"))["dropped"] == {"control_token": 1}
     context = make_context(source(path), inputs, name="train")
     facts = PromptsStep().run(context)
     context.output.finish(**facts)

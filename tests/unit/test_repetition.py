@@ -63,7 +63,14 @@ CODE = "for (int i = 0; i < n; i++) {\n    total += values[i];\n}\n"
         (VARIED + "\n```c\n" + CODE * 100 + "```\nThat is all.", None),
         (VARIED + "\n```c\n" + CODE * 100, None),
         (VARIED + " Wait. Hmm." * 30, None),
+        # Three backticks in a sentence hide nothing; nor does a fence that isn't closed, or what is looped in it.
+        (VARIED + " It begins with ``` then." + " So it is one." * 400 + "</think>\n```\nx\n```", "repeated"),
+        (VARIED + "\n```\ntotal" + "</think>" + " So it is one." * 400, "repeated"),
+        (VARIED + "\n```\n" + "x = x + 1\n" * 2000 + "```\n", "repeated"),
+        (VARIED + "a" * 20_000, "repeated"),
+        (VARIED + "hah" * 10_000, "repeated"),
     ],
+    ids=lambda value: f"{value[-40:]}" if value else "kept",
 )
 def test_what_is_degenerate(student_tokenizer: ChatTokenizer, text: str, reason: str | None) -> None:
     setup = FilterSetup(FiltersConfig(), student_tokenizer, SentenceSplitter(r"\n"), max_document_tokens=10_000)
@@ -71,10 +78,9 @@ def test_what_is_degenerate(student_tokenizer: ChatTokenizer, text: str, reason:
     assert RepeatedFilter(setup, NoOptions()).reason(view) == reason
 
 
-def test_numbers_are_alike_and_code_is_left_out() -> None:
+def test_numbers_are_alike() -> None:
     exact, masked = words_of("a 12 b 345 a")
     assert (exact.tolist(), masked.tolist()) == ([0, 1, 2, 3, 0], [0, 1, 2, 1, 0])
-    assert words_of("a ```x y z``` a")[0].tolist() == [0, 0]
     assert words_of("")[0].tolist() == []
 
 

@@ -16,6 +16,7 @@ from dasd_megatron.config.curation import SelectionConfig
 from dasd_megatron.curation.candidates import BINS, CANDIDATES, difference_facts, text_hash
 from dasd_megatron.curation.choice import choose
 from dasd_megatron.curation.scores import BUILTIN, Candidate, scores_of
+from dasd_megatron.curation.selection import _say_too_few
 from dasd_megatron.curation.sentence_probabilities import SentenceProbabilities
 from dasd_megatron.sampling.engines.engine import brier_scores
 from dasd_megatron.utils.errors import UserError
@@ -155,10 +156,26 @@ def test_a_budget_by_domain_is_met_exactly_where_there_are_enough(budget: dict[s
         assert len(prompts) == min(count, 30)  # first choices before any second
 
 
-def test_a_budget_for_an_unknown_domain_is_refused() -> None:
-    message = r"selection\.total\.maths: no candidate is of that domain \(there are: math 90, code 90, science 90\)"
-    with pytest.raises(UserError, match=message):
-        chosen_of(BY_DOMAIN, SelectionConfig(total={"maths": 5}), seed=0)
+@pytest.mark.parametrize(
+    ("total", "said"),
+    [
+        (9, ""),
+        (999, "select: selection.total=999, but there are 90 responses\n"),
+        ({"math": 40, "code": 2}, "select: selection.total.math=40, but there are 30 responses\n"),
+        ({"maths": 5, "code": 2}, "select: selection.total.maths=5, but there are 0 responses\n"),
+    ],
+)
+def test_too_few_are_said(capsys: pytest.CaptureFixture[str], total: Any, said: str) -> None:
+    candidates = pa.Table.from_pylist(BY_DOMAIN, CANDIDATES)
+    selection = SelectionConfig(total=total)
+    _say_too_few("select", selection, candidates, choose(candidates, selection, 0))
+    assert capsys.readouterr().err == said
+
+
+def test_a_budget_that_leaves_nothing_is_refused() -> None:
+    candidates, selection = pa.Table.from_pylist(BY_DOMAIN, CANDIDATES), SelectionConfig(total={"maths": 5})
+    with pytest.raises(UserError, match="no response is chosen; there are, by domain: math 90, code 90, science 90"):
+        _say_too_few("select", selection, candidates, choose(candidates, selection, 0))
 
 
 def test_random_choice_ignores_scores_and_depends_on_the_seed() -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,6 +37,7 @@ from dasd_megatron.sampling.turn_writer import Limits, Party, TurnWriter
 from dasd_megatron.sampling.turns import TurnsStep, TurnsStepConfig
 from dasd_megatron.tokenization.response_format import response_format
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer
+from dasd_megatron.utils.child_process import start_of_process
 from dasd_megatron.utils.errors import UserError
 from tests.conftest import TOY
 
@@ -85,7 +90,7 @@ def written(make_context: Any, tmp_path: Path, config: TurnsStepConfig) -> tuple
 def test_both_write_and_the_text_is_what_the_ids_say(make_context: Any, tmp_path: Path) -> None:
     facts, rows = written(make_context, tmp_path, turns_config("student", "teacher", 1.0))
     student = ChatTokenizer(TOY / "student")
-    assert 0.2 < facts["teacher_share"] < 1
+    assert 0.2 < facts["written_by_teacher"] < 1
     assert sorted(row["uuid"] for row in rows) == ["u0", "u1", "u2"]
     for row in rows:
         stopped = row["finish_reason"] == "stop"
@@ -124,12 +129,15 @@ def test_responses_end_where_a_document_would(make_context: Any, tmp_path: Path)
     ("writer", "text", "boundary"),
     [
         ("student", "Okay, so the fir", Boundary(len("Okay, so the"), "teacher")),
-        ("student", "Okay, so the ", Boundary(len("Okay, so the "), "teacher")),
-        ("student", "Wait. Then", Boundary(len("Wait. "), "student")),
+        ("student", "Okay, so the ", Boundary(len("Okay, so the"), "teacher")),
+        ("student", "Wait. Then", Boundary(len("Wait."), "teacher")),
+        ("student", "So x =", Boundary(len("So x"), "teacher")),
         ("student", "Wavelength", Boundary(len("Wavelength"), "teacher")),
         ("student", "\nSo we", Boundary(len("\nSo"), "teacher")),
         ("teacher", " first factor is 3", Boundary(len(" first factor is 3"), "teacher")),
         ("teacher", " factor is 3.\nNow the", Boundary(len(" factor is 3.\n"), "student")),
+        ("teacher", " factor is 3.  Now the", Boundary(len(" factor is 3."), "student")),
+        ("teacher", " factor is 3.", Boundary(len(" factor is 3."), "student")),  # where the turn ends, too
     ],
 )
 def test_the_student_opens_sentences_and_the_teacher_ends_them(writer: Writer, text: str, boundary: Boundary) -> None:
@@ -200,6 +208,8 @@ def test_turns_by_predictors(make_context: Any, tmp_path: Path, classifier: Path
 def test_a_predictor_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="can't be loaded as a token classifier"):
         TokenClassifier(tmp_path)
+    with pytest.raises(UserError, match=r"can't be loaded as a token classifier: it has no score\.bias, score\.weight"):
+        TokenClassifier(TOY / "student")  # a language model: its labels would be random
 
 
 def test_a_harmony_teacher_that_ends_its_analysis_leaves_the_answer_to_the_student(
@@ -239,14 +249,41 @@ def test_half_a_character_is_left_to_the_next_turn(qwen3: ChatTokenizer) -> None
     draft = writer.draft({"uuid": "u", "input": "?"})
     ids = qwen3.encode("<think>\nIt is 𒀀")[:-1]
     writer.take("student", [draft], [Sample(ids, [0.0] * len(ids), "length")])
-    assert qwen3.decode_bytes(draft.ids["student"]).decode() == draft.text == "<think>\nIt is "
+    assert qwen3.decode_bytes(draft.ids["student"]).decode() == draft.text == "<think>\nIt is"
 
 
 def test_an_engine_process_says_what_is_wrong(tmp_path: Path) -> None:
-    engine = EngineProcess(tmp_path / "none", ENGINE)
-    engine.start([Request([1], 0, 1)], 1.0, 1.0, [])
     with pytest.raises(UserError, match="none"):
+        EngineProcess(tmp_path / "none", ENGINE)
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_an_engine_process_that_is_killed_is_said(busy: bool) -> None:
+    engine = EngineProcess(TOY / "student", ENGINE)
+    if busy:  # the request is never read
+        engine._process.send_signal(signal.SIGSTOP)
+        engine.start([Request([1], 0, 1)], 1.0, 1.0, [])
+    engine._process.kill()
+    engine._process.wait()
+    if not busy:
+        engine.start([Request([1], 0, 1)], 1.0, 1.0, [])
+    with pytest.raises(UserError, match=r"student: the engine's process ended \(exit code -9\); where memory ran out"):
         engine.result()
+
+
+def test_an_engine_process_ends_with_its_parent(tmp_path: Path) -> None:
+    program = (
+        "import os, sys; from pathlib import Path\n"
+        "from dasd_megatron.config.sampling import EngineConfig\n"
+        "from dasd_megatron.sampling.engines.engine_process import EngineProcess\n"
+        "engine = EngineProcess(Path(sys.argv[1]), EngineConfig(name='transformers', dtype='float32'))\n"
+        "print(engine._process.pid, flush=True); os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(TOY / "student")], stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 10
+    while start_of_process(int(done.stdout)) is not None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_an_engine_process_gives_what_the_engine_gives() -> None:

@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 from dasd_megatron.config.curation import FiltersConfig
 from dasd_megatron.curation.filters.filter import Filter, StudentView
 
-# Code repeats itself by its nature, and a response that shows some is no loop.
-_FENCED = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
+# Code repeats itself by its nature, and a response that shows some is no loop. A fence begins a line; the reasoning ends it.
+_FENCED = re.compile(r"^[ \t]*```.*?(?:^[ \t]*```|(?=</think>)|\Z)", re.DOTALL | re.MULTILINE)
+# Of all words, code included, how many may be in one stretch that repeats exactly.
+MAX_CODE_SHARE = 0.8
 _DIGITS = re.compile(r"\d+")
-# A word, a symbol, or a character of a script that has no spaces between words.
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+|[^\w\s]")
+# A word (of an endless one, parts), a symbol, or a character of a script that has no spaces between words.
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w{1,32}|[^\w\s]")
 # Words of the longest stretch that may be repeated, and how often it must be, one after another.
 MAX_PERIOD, MIN_REPEATS = 128, 6
 # Words of a sequence that recurs, and how often it must.
@@ -24,11 +26,8 @@ _FACTOR = np.uint64(6364136223846793005)  # of a polynomial hash modulo 2^64; od
 
 
 def words_of(text: str) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """A number for each word of a text, equal for equal words, [words], and again with all numbers of the text alike.
-
-    Fenced code is left out.
-    """
-    words = _WORD.findall(_FENCED.sub(" ", text))
+    """A number for each word of a text, equal for equal words, [words], and again with all numbers of the text alike."""
+    words = _WORD.findall(text)
     distinct = list(dict.fromkeys(words))
     masked = _DIGITS.sub("0", " ".join(distinct)).split(" ") if words else []
     exact = np.fromiter(map(_numbers(distinct).__getitem__, words), np.int32, len(words))
@@ -89,10 +88,21 @@ def is_repeated(text: str, limits: FiltersConfig) -> bool:
     One after another, with whatever numbers ("Case 7 fails. Case 8 fails."); or wherever, then with the same numbers, as
     a long calculation takes its steps in one form.
     """
-    words, masked = words_of(text)
-    stretch = max(limits.min_repeated_words, math.ceil(limits.max_repeated_share * len(words)))
-    recurring = max(limits.min_repeated_words, math.ceil(limits.max_recurring_share * len(words)))
-    return repeated_words(masked, stretch) > 0 or recurring_words(words) >= recurring
+    prose = _FENCED.sub(" ", text)
+    words, masked = words_of(prose)
+    if repeated_words(masked, _least(limits.max_repeated_share, words, limits)):
+        return True
+    if recurring_words(words) >= _least(limits.max_recurring_share, words, limits):
+        return True
+    if len(prose) == len(text):
+        return False
+    words, _ = words_of(text)
+    return repeated_words(words, _least(MAX_CODE_SHARE, words, limits)) > 0
+
+
+def _least(share: float, words: NDArray[np.int32], limits: FiltersConfig) -> int:
+    """How many words are too many."""
+    return max(limits.min_repeated_words, math.ceil(share * len(words)))
 
 
 class RepeatedFilter(Filter):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -25,7 +26,11 @@ THIS = "dasd_megatron.sampling.engines.engine_process"
 
 
 class EngineProcess:
-    """Generates in a child process, which ends with this one. Loads while this process goes on; errors come with the result."""
+    """Generates in a child process, which ends with this one. The model is loaded when it is there: two engines that load at the
+    same time would each count the other's memory as its own.
+
+    Raises UserError as the engine does, or where its process ends.
+    """
 
     def __init__(self, model: Path, config: EngineConfig) -> None:
         self._model = model
@@ -37,27 +42,33 @@ class EngineProcess:
         )
         child.close()
         self._send((ENGINES.get(config.name, "engine.name"), model, config))  # the class itself: it may be a plugin's
+        self._received()
 
     def start(self, requests: Sequence[Request], temperature: float, top_p: float, stop_ids: Sequence[int]) -> None:
         """Begins with these requests (see Engine.generate); `result` has their samples."""
         self._send((list(requests), temperature, top_p, list(stop_ids)))
 
     def result(self) -> list[Sample]:
-        """The samples of the requests that were begun. Raises UserError as the engine does, or where its process ended."""
+        """The samples of the requests that were begun."""
+        samples: list[Sample] = self._received()
+        return samples
+
+    def _send(self, message: object) -> None:
+        with contextlib.suppress(ConnectionError):  # what is received next says why
+            self._connection.send(message)
+
+    def _received(self) -> Any:
         try:
-            found: list[Sample] | UserError = self._connection.recv()
+            found = self._connection.recv()
         except (EOFError, ConnectionError):
-            raise UserError(
-                f"{self._model}: the engine's process ended (exit code {self._process.wait()}); where memory ran out, lower "
-                "engine.gpu_memory_utilization, engine.max_batch or engine.max_length"
-            ) from None
+            code = self._process.wait()
+            remedy = "its message is above"
+            if code == -signal.SIGKILL:
+                remedy = "where memory ran out, lower engine.max_batch or engine.max_length"
+            raise UserError(f"{self._model}: the engine's process ended (exit code {code}); {remedy}") from None
         if isinstance(found, UserError):
             raise found
         return found
-
-    def _send(self, message: object) -> None:
-        with contextlib.suppress(ConnectionError):  # `result` says why
-            self._connection.send(message)
 
 
 def main() -> None:
@@ -66,6 +77,7 @@ def main() -> None:
     try:
         load, model, config = connection.recv()
         engine = load(model, config)
+        connection.send("loaded")
         while True:
             connection.send(engine.generate(*connection.recv()))
     except UserError as error:

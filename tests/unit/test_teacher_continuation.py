@@ -13,6 +13,7 @@ from dasd_megatron.artifacts.writer import ArtifactWriter
 from dasd_megatron.config.models import ModelConfig
 from dasd_megatron.config.sampling import EngineConfig, SamplingConfig
 from dasd_megatron.sampling.responses import RESPONSES
+from dasd_megatron.sampling.student_rollout import answered_prompts
 from dasd_megatron.sampling.teacher_continuation import ContinueConfig, ContinueStep, cut
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer
 from tests.conftest import TOY
@@ -123,3 +124,16 @@ def test_a_finished_answer_is_cut_within_its_reasoning(qwen3: ChatTokenizer, gpt
 
 def test_where_no_token_begins_for_both_there_is_no_cut(qwen3: ChatTokenizer, gptoss: ChatTokenizer) -> None:
     assert cut(student_answer(qwen3, "Hi", "u"), qwen3, gptoss, 0.5, seed=0) == ""
+
+
+def test_prompts_to_answer_are_read_without_the_responses(tmp_path: Path) -> None:
+    """330,000 responses of 17,600 tokens would take 156 GB: of each its length counts alone."""
+    columns = {"input": "?", "domain": None, "answer": None, "student_tokens": 7}
+    rows = [{"uuid": f"u{n // 2}", "sample_index": n % 2, **columns} for n in range(20)]  # and nothing else
+    writer = ArtifactWriter(tmp_path / "selected", {})
+    writer.write_shard("responses", 0, pa.Table.from_pylist(rows))
+    writer.finish(counts={"responses": len(rows)})
+    prompts = answered_prompts(Artifact(writer.path), 6, seed=0)
+    assert len({prompt["uuid"] for prompt in prompts}) == len(prompts) == 6
+    assert {prompt["student_tokens"] for prompt in prompts} == {7}
+    assert prompts == answered_prompts(Artifact(writer.path), None, seed=0)[:6]

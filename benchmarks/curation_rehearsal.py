@@ -2,9 +2,8 @@
 """Curation at one percent of the paper's volume, step by step as a user runs it: synthetic responses of the paper's lengths
 (synthetic_responses.py), filtered, selected and packed, up to the first training step's batch.
 
-Three runs: of the whole volume; the same, with every step killed once; and of a part, which tells what takes its time whatever
-the volume, and whether memory grows with it. Times and bytes are extrapolated to the paper's volume and put beside the plan's.
-The last line is JSON.
+Three runs: of the whole volume; the same, with every step killed once; and of a part, which tells whether memory grows with the
+volume. Times and bytes are extrapolated to the paper's volume and put beside the plan's. The last line is JSON.
 
 example:
   python -m benchmarks.curation_rehearsal
@@ -207,29 +206,26 @@ def print_batch(packs: Path) -> None:
     print(json.dumps({"digest": found.hexdigest(), "seconds": round(time.monotonic() - start, 2)}))
 
 
-def beside_the_plan(full: Run, part: Run, paper: Run, times: tuple[dict[str, Measured], ...]) -> dict[str, Any]:
-    """Hours and bytes of each step at the paper's volume: extrapolated by tokens, and the plan's."""
+def beside_the_plan(full: Run, paper: Run, times: dict[str, Measured]) -> dict[str, Any]:
+    """Hours and bytes of each step at the paper's volume: in proportion to the tokens, and the plan's."""
     recipe = load_recipe(paper.recipe)
     costs = Costs(recipe, "h100")
-    volumes = [Artifact(run_.step("sample").folder).manifest["counts"]["tokens"] for run_ in (full, part)]
-    sampled = costs.of(paper.step("sample"), job_resources(recipe, paper.step("sample"), 8))
-    wanted = sampled.tokens_out or 0.0
-    found: dict[str, Any] = {}
-    for kind in ("sample", *STEPS):
-        step = paper.step(kind)
-        plan = costs.of(step, job_resources(recipe, step, 8))
-        size = sum(file.stat().st_size for file in full.step(kind).folder.rglob("*.parquet")) * wanted / volumes[0]
-        found[kind] = {"gb": round(size / 1e9, 1), "planned_gb": round((plan.bytes or 0.0) / 1e9, 1)}
+    plans = {
+        kind: costs.of(paper.step(kind), job_resources(recipe, paper.step(kind), 8)) for kind in ("sample", *STEPS)
+    }
+    factor = (plans["sample"].tokens_out or 0.0) / Artifact(full.step("sample").folder).manifest["counts"]["tokens"]
+    found: dict[str, dict[str, float]] = {}
+    for kind, plan in plans.items():
+        size = sum(file.stat().st_size for file in full.step(kind).folder.rglob("*.parquet"))
+        found[kind] = {"gb": factor * size / 1e9, "planned_gb": (plan.bytes or 0.0) / 1e9}
         if kind in STEPS:
-            seconds = [measured[kind].seconds for measured in times]
-            rate = (seconds[0] - seconds[1]) / (volumes[0] - volumes[1])
-            hours = (seconds[0] + rate * (wanted - volumes[0])) / 3600
-            found[kind] |= {"hours": round(hours, 2), "planned_hours": round(plan.hours or 0.0, 2)}
+            found[kind] |= {"hours": factor * times[kind].seconds / 3600, "planned_hours": plan.hours or 0.0}
     ratios = {}
     for name in ("gb", "hours"):
         sums = [sum(step.get(key, 0.0) for step in found.values()) for key in (name, f"planned_{name}")]
         ratios[f"{name}_by_plan"] = round(sums[0] / sums[1], 3)
-    return {**found, **ratios}
+    rounded = {kind: {name: round(value, 2) for name, value in step.items()} for kind, step in found.items()}
+    return {**rounded, **ratios}
 
 
 def main() -> None:
@@ -271,7 +267,7 @@ def compare(folder: Path, shards: int) -> dict[str, Any]:
         "peak_gib_of_part": {kind: round(measured.peak_gib, 2) for kind, measured in smaller.items()},
         "fill": round(Artifact(full.step("pack").folder).manifest["fill"], 5),
         "dropped": Artifact(full.step("filter").folder).manifest["dropped"],
-        "at_the_papers_volume": beside_the_plan(full, part, paper, (undisturbed, smaller)),
+        "at_the_papers_volume": beside_the_plan(full, paper, undisturbed),
     }
 
 

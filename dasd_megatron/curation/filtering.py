@@ -83,7 +83,7 @@ class FilterStep(DataStepKind[FilterConfig]):
     name = "filter"
     command = "curate"
     extends: ClassVar[Mapping[str, str]] = {"responses": "responses"}
-    tokens_per_second: ClassVar[float] = 400e3
+    tokens_per_second: ClassVar[float] = 450e3
 
     def shard_count(self, context: StepContext[FilterConfig]) -> int:
         """As many as of responses."""

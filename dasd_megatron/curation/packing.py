@@ -57,7 +57,7 @@ class PackStep(DataStepKind[PackStepConfig]):
     name = "pack"
     command = "curate"
     table: ClassVar[str] = "packs"
-    tokens_per_second: ClassVar[float] = 5e6
+    tokens_per_second: ClassVar[float] = 15e6
     # Training reads packs one by one, in random order.
     group_bytes: ClassVar[int] = 1 << 20
 

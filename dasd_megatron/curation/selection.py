@@ -44,7 +44,7 @@ class SelectStep(DataStepKind[SelectStepConfig]):
     command = "curate"
     table: ClassVar[str] = "candidates"
     extends: ClassVar[Mapping[str, str]] = {"responses": "responses"}
-    tokens_per_second: ClassVar[float] = 3e6
+    tokens_per_second: ClassVar[float] = 3.3e6
 
     def shard_count(self, context: StepContext[SelectStepConfig]) -> int:
         """As many as of responses."""

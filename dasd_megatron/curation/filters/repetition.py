@@ -94,7 +94,7 @@ def is_repeated(text: str, limits: FiltersConfig) -> bool:
         return True
     if recurring_words(words) >= _least(limits.max_recurring_share, words, limits):
         return True
-    if len(prose) == len(text):
+    if 2 * len(prose) > len(text):  # that little code can't be so much of it
         return False
     words, _ = words_of(text)
     return repeated_words(words, _least(MAX_CODE_SHARE, words, limits)) > 0

@@ -11,6 +11,7 @@ from dasd_megatron.artifacts.artifact import Artifact
 from dasd_megatron.config.recipe import Recipe
 from dasd_megatron.pipeline.graph import REPORT
 from dasd_megatron.steps.step import Step
+from dasd_megatron.utils.errors import UserError
 from dasd_megatron.utils.files import disk_error, write_atomically
 
 
@@ -22,6 +23,10 @@ def publish(recipe: Recipe, steps: Mapping[str, Step]) -> None:
         write_atomically(recipe.run_dir / name, partial(_write, content=content))
     final = steps[f"export_{recipe.stages[-1].name}"].folder
     link, temporary = recipe.run_dir / "final", recipe.run_dir / ".final.tmp"
+    if link.is_dir() and not link.is_symlink():  # a copy of the run folder that followed links
+        raise UserError(
+            f"{link}: is a folder, where a link to {final} belongs; move it away and run the same command again"
+        )
     try:
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(os.path.relpath(final, recipe.run_dir))

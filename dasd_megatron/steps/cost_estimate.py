@@ -12,7 +12,7 @@ from dasd_megatron.models.hf_config import read_config, shape_of
 from dasd_megatron.models.shape import ModelShape
 
 # Bytes of a token on disk: text, id, log-probability, where it starts in the text, its rank (measured: benchmarks/curation.py).
-TEXT, ID, LOGPROB, START, RANK = 0.9, 1.1, 3.2, 0.2, 0.4
+TEXT, ID, LOGPROB, START, RANK = 1.0, 1.25, 3.4, 0.25, 0.4
 # What a step adds, of each token of a prompt and of a response.
 SAMPLED = (TEXT + ID, TEXT + ID + LOGPROB)
 FILTERED = (ID, TEXT + ID + 2 * START)  # canonical text, the student's tokens, where both models' tokens start

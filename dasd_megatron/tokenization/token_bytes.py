@@ -42,13 +42,22 @@ class TokenBytes:
         # By id; the last entry stands for all ids beyond: padded vocabulary rows have no text.
         self._bytes = [known.get(index, b"") for index in range(max(known) + 2)]
         self._sizes = np.array([len(content) for content in self._bytes], np.int32)
+        # The bytes of all tokens in a row, and where each token's begin.
+        self._row = np.frombuffer(b"".join(self._bytes), np.uint8)
+        self._places = np.cumsum(self._sizes, dtype=np.int32) - self._sizes
 
     def __getitem__(self, token: int) -> bytes:
         return self._bytes[min(token, len(self._bytes) - 1)]
 
     def join(self, ids: ArrayLike) -> bytes:
         """The bytes of these tokens, one after another."""
-        return b"".join(map(self._bytes.__getitem__, self._known(ids).tolist()))
+        known = self._known(ids)
+        sizes = self._sizes[known]
+        starts = np.cumsum(sizes, dtype=np.int32) - sizes
+        places = np.repeat(self._places[known] - starts, sizes)
+        places += np.arange(len(places), dtype=np.int32)
+        content: bytes = self._row[places].tobytes()
+        return content
 
     def starts(self, ids: ArrayLike) -> NDArray[np.int32]:
         """Where each of these tokens starts in their bytes, [n]."""
@@ -95,7 +104,7 @@ def byte_offsets(text: str) -> NDArray[np.int64]:
 
 
 def spans_of_normalized(
-    text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]], token_bytes: TokenBytes
+    text: str, ids: ArrayLike, offsets: Sequence[tuple[int, int]], token_bytes: TokenBytes
 ) -> NDArray[np.int32]:
     """Byte offset in `text` where each token starts, [n], where the tokenizer normalises text (Qwen: NFC).
 
@@ -106,7 +115,7 @@ def spans_of_normalized(
         ids: token ids of `text`, [n].
         offsets: the tokenizer's (start, end) character offsets of each token, [n].
     """
-    if not len(ids):
+    if not offsets:
         return np.zeros(0, np.int32)
     position = byte_offsets(text)
     first, last = np.array(offsets, np.int64).T

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +15,11 @@ from typing import Any
 
 import pytest
 
+from dasd_megatron.artifacts.artifact import Artifact
+from dasd_megatron.config.load import load_recipe
+from dasd_megatron.pipeline.graph import build_steps
 from tests.conftest import ROOT, TOY
-from tests.helpers.small_run import RECIPE, artifacts, content_of, finish, launch, small_run
+from tests.helpers.small_run import RECIPE, SMALL, artifacts, content_of, finish, launch, small_run
 
 KILLS = 20
 
@@ -62,6 +66,26 @@ def test_second_run_does_nothing_again(calm: Path) -> None:
     assert code == 0, errors[-3000:]
     assert out.count("done before") == len(artifacts(calm))
     assert before == {path: path.stat().st_mtime_ns for path in calm.rglob("*.parquet")}
+
+
+def test_a_stage_learns_what_was_written_in_turns(calm: Path, tmp_path: Path) -> None:
+    folder, options = tmp_path / "run", ["mixed_policy.method=turns", "mixed_policy.turns={student_tokens: 3}"]
+    shutil.copytree(calm, folder, symlinks=True)
+    (folder / "final").unlink()
+    (folder / "final").mkdir()
+    code, _, errors = finish(*small_run(folder), *options)
+    assert code == 2
+    assert f"{folder}/final: is a folder, where a link to " in errors
+    assert "the teacher wrote " in errors
+    (folder / "final").rmdir()
+    code, _, errors = finish(*small_run(folder), *options)
+    assert code == 0, errors[-3000:]
+    os.chdir(ROOT)
+    steps = build_steps(load_recipe(RECIPE, [*SMALL, f"run_dir={folder}", *options]))
+    written = Artifact(steps["turns_mixed_policy"].folder).manifest
+    assert 0.1 < written["written_by_teacher"] < 0.9
+    assert Artifact(steps["filter_mixed_policy"].folder).manifest["counts"]["responses"] > 0
+    assert (folder / "final").resolve() == steps["export_mixed_policy"].folder.resolve()
 
 
 def descendants(pid: int) -> list[int]:

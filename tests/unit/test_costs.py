@@ -112,12 +112,12 @@ def test_storage(tmp_path: Path) -> None:
         tmp_path, "training.precision=bf16", "training.keep_checkpoints=3", "training.keep_every=null"
     )
     student = parameter_count(shape_of(json.loads((TOY / "student/config.json").read_text()), TOY / "student"))
-    # Bytes of a token: text 0.9, id 1.1, log-probability 3.2, start 0.2, rank 0.4. Each step's are those that it adds.
-    assert cost(recipe, steps["sample_low_temperature"]).bytes == pytest.approx(2000 * (28 * 2.0 + 100 * 5.2))
-    assert cost(recipe, steps["filter_low_temperature"]).bytes == pytest.approx(2000 * (28 * 1.1 + 100 * 2.4))
-    assert cost(recipe, steps["score_low_temperature"]).bytes == pytest.approx(2000 * 100 * 3.6)
+    # Bytes of a token: text 1, id 1.25, log-probability 3.4, start 0.25, rank 0.4. Each step's are those that it adds.
+    assert cost(recipe, steps["sample_low_temperature"]).bytes == pytest.approx(2000 * (28 * 2.25 + 100 * 5.65))
+    assert cost(recipe, steps["filter_low_temperature"]).bytes == pytest.approx(2000 * (28 * 1.25 + 100 * 2.75))
+    assert cost(recipe, steps["score_low_temperature"]).bytes == pytest.approx(2000 * 100 * 3.8)
     assert cost(recipe, steps["select_low_temperature"]).bytes == 2000 * 60
-    assert cost(recipe, steps["pack_low_temperature"]).bytes == pytest.approx(1000 * 128 * 1.1)
+    assert cost(recipe, steps["pack_low_temperature"]).bytes == pytest.approx(1000 * 128 * 1.25)
     stage = cost(recipe, steps["train_low_temperature"])
     assert (stage.bytes, stage.checkpoint_bytes) == (2 * student, 3 * 14 * student)
     assert cost(recipe, steps["export_low_temperature"]).bytes == 2 * student

@@ -35,7 +35,14 @@ class EngineProcess:
     def __init__(self, model: Path, config: EngineConfig) -> None:
         self._model = model
         self._connection, child = Pipe()
-        in_child, environment = child_options()
+        end_with_parent, environment = child_options()
+
+        def in_child() -> None:
+            end_with_parent()
+            signal.signal(
+                signal.SIGINT, signal.SIG_IGN
+            )  # Ctrl-C ends the parent, and that this process, without a word
+
         command = [sys.executable, "-m", THIS, str(child.fileno())]
         self._process = subprocess.Popen(
             command, env=environment, preexec_fn=in_child, pass_fds=[child.fileno()], stdin=subprocess.DEVNULL
@@ -82,7 +89,7 @@ def main() -> None:
             connection.send(engine.generate(*connection.recv()))
     except UserError as error:
         connection.send(error)
-    except (EOFError, ConnectionError, KeyboardInterrupt):  # the parent is done
+    except (EOFError, ConnectionError):  # the parent is done
         pass
     sys.stderr.flush()
     os._exit(0)  # taking an engine down in order costs seconds

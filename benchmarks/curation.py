@@ -104,9 +104,7 @@ def measure(step: str, folder: Path, teacher: Path, student: Path) -> dict[str, 
     facts = kind.facts(context)
     context.output.finish(**facts)
     column = "student_tokens" if step == "pack" else "tokens"
-    tokens = sum(
-        pc.sum(table[column]).as_py() or 0 for table in Artifact(folder / STEPS[step][1]).tables("responses", [column])
-    )
+    tokens = pc.sum(Artifact(folder / STEPS[step][1]).read("responses", [column])[column]).as_py()
     if step == "pack":
         tokens *= 2
     found = {

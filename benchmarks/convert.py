@@ -115,7 +115,12 @@ def watched(command: list[str]) -> tuple[float, int]:
     begin, peak = time.monotonic(), 0
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         ended = threading.Event()
-        waiter = threading.Thread(target=lambda: (process.wait(), ended.set()))
+
+        def wait() -> None:
+            process.wait()
+            ended.set()
+
+        waiter = threading.Thread(target=wait)
         waiter.start()
         while not ended.wait(SAMPLE):
             peak = max(peak, anonymous(process.pid))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from typing import Any
 
 import torch
 
@@ -27,7 +28,7 @@ def measure(tokens: int, vocabulary: int, hidden: int, eager: bool) -> dict[str,
     on_gpu = torch.cuda.is_available()
     device, dtype = ("cuda", torch.bfloat16) if on_gpu else ("cpu", torch.float32)
     generator = torch.Generator(device).manual_seed(0)
-    options = {"device": device, "dtype": dtype, "generator": generator}
+    options: dict[str, Any] = {"device": device, "dtype": dtype, "generator": generator}
     states = torch.randn(tokens, 1, hidden, **options).requires_grad_()
     weight = (torch.randn(vocabulary, hidden, **options) / hidden**0.5).requires_grad_()
     labels = torch.randint(0, vocabulary, (1, tokens), device=device, generator=generator)
@@ -40,7 +41,7 @@ def measure(tokens: int, vocabulary: int, hidden: int, eager: bool) -> dict[str,
         loss = torch.nn.functional.cross_entropy(logits, labels[0], reduction="sum")
     else:
         loss = loss_sum(states, weight, labels, mask, vocabulary, sequence_parallel=False)
-    loss.backward()
+    torch.autograd.backward(loss)
     seconds = time.monotonic() - start if not on_gpu else _synchronized(start)
     return {
         "loss": float(loss.detach()) / tokens,

@@ -90,7 +90,8 @@ class Run:
 
         target = self.context.with_suffix(".hf")
         export_hf(self.output / "checkpoint", target)
-        return load_file(target / "model.safetensors")
+        weights: dict[str, torch.Tensor] = load_file(target / "model.safetensors")
+        return weights
 
 
 class Runs:

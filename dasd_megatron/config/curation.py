@@ -16,7 +16,7 @@ class FiltersConfig(Config):
 
     max_repeated_share: Probability = 0.2
     """Share of a response's words that one stretch may take in which the same words, or the same with other numbers, come six
-    times in a row or more. Fenced code doesn't count."""
+    times in a row or more. Fenced code doesn't count, unless one stretch of exact repeats is four fifths of all."""
 
     max_recurring_share: Probability = 0.4
     """Share of a response's words that may be part of sequences of 20 words that occur ten times or more, wherever

@@ -11,7 +11,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from conversion.import_export_steps import ExportStepConfig
@@ -140,7 +139,7 @@ class _GraphBuilder:
         key: str,
         source: PromptSource,
         others: Mapping[str, Source],
-        settings: Mapping[str, Any] = MappingProxyType({}),
+        **settings: Any,
     ) -> Step:
         if not self.remote and source.path is not None and not source.path.is_file():
             raise UserError(f"{key}.path: {source.path}: no such file")
@@ -174,7 +173,7 @@ class _GraphBuilder:
             "answers_wanted_by": next((setting for setting, wants in wanted.items() if wants), None),
             "budgets": {budget: list(count) for budget, count in budgets.items() if isinstance(count, dict)},
         }
-        return self._prompts(f"prompts_{name}", key, source, others, settings)
+        return self._prompts(f"prompts_{name}", key, source, others, **settings)
 
     def _sampled_data(self, stage: SampledStageConfig, index: int) -> Step:
         """sample -> filter -> score -> select."""

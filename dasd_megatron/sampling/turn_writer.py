@@ -123,26 +123,26 @@ class TurnWriter:
 
     def take(self, writer: Writer, drafts: Sequence[Draft], samples: Sequence[Sample]) -> None:
         """Adds to each draft what the model wrote, as far as its turn goes."""
-        party = self._party(writer)
+        party, reasoning = self._party(writer), []
         for draft, sample in zip(drafts, samples, strict=True):
+            ids, text = _content(sample, party)
             if draft.answering:
-                ids, text = _content(sample, party)
                 self._append(draft, writer, text, ids)
                 draft.finish_reason = sample.finish_reason
-        reasoning = [pair for pair in zip(drafts, samples, strict=True) if not pair[0].answering]
-        texts = [_content(sample, party)[1] for _, sample in reasoning]
-        boundaries = self.boundaries.of(writer, [draft.text for draft, _ in reasoning], texts)
-        for (draft, sample), boundary in zip(reasoning, boundaries, strict=True):
-            self._reason(writer, draft, sample, boundary)
+            else:
+                reasoning.append((draft, sample, text))
+        texts, written = [draft.text for draft, _, _ in reasoning], [text for _, _, text in reasoning]
+        boundaries = self.boundaries.of(writer, texts, written)
+        for (draft, sample, text), boundary in zip(reasoning, boundaries, strict=True):
+            self._reason(writer, draft, sample, text, boundary)
 
-    def _reason(self, writer: Writer, draft: Draft, sample: Sample, boundary: Boundary) -> None:
-        """Adds a turn to a draft's reasoning, which may end with it."""
-        party, (ids, text) = self._party(writer), _content(sample, self._party(writer))
-        kept = boundary.kept
+    def _reason(self, writer: Writer, draft: Draft, sample: Sample, text: str, boundary: Boundary) -> None:
+        """Adds a turn to a draft's reasoning, which may end with it; `text`: what was written."""
+        party, kept = self._party(writer), boundary.kept
         closed = (draft.text + text[:kept]).find(CLOSE, max(0, len(draft.text) - len(CLOSE) + 1))
         if closed >= 0:
             kept = closed + len(CLOSE) - len(draft.text)
-        self._append(draft, writer, text[:kept], ids)
+        self._append(draft, writer, text[:kept], _content_ids(sample))
         draft.turns += 1
         draft.writer = boundary.writer
         stopped = sample.finish_reason == "stop" and kept == len(text)
@@ -170,7 +170,12 @@ class TurnWriter:
         return self.student if writer == "student" else self.teacher
 
 
+def _content_ids(sample: Sample) -> list[int]:
+    """What was written, without the token that ended it."""
+    return sample.token_ids[: -1 if sample.finish_reason == "stop" else None]
+
+
 def _content(sample: Sample, party: Party) -> tuple[list[int], str]:
-    """What was written, without the token that ended it, as ids and as whole characters."""
-    ids = sample.token_ids[: -1 if sample.finish_reason == "stop" else None]
+    """What was written, as ids and as whole characters."""
+    ids = _content_ids(sample)
     return ids, party.tokenizer.decode_bytes(ids).decode(errors="ignore")

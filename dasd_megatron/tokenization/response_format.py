@@ -73,9 +73,8 @@ def structure_problem(text: str) -> str | None:
         return "tool_call"
     if not text.lstrip().startswith(OPEN):
         return "no_thinking"
-    if (
-        text.count(OPEN) > 1 or text.count(CLOSE) > 1
-    ):  # about the markup itself, say: a reader couldn't tell it from the real one
+    # A text about the markup itself, say: a reader couldn't tell it from the real one.
+    if text.count(OPEN) > 1 or text.count(CLOSE) > 1:
         return "markup_in_text"
     thinking, close, answer = text.partition(CLOSE)
     if not close:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
@@ -17,8 +18,8 @@ from dasd_megatron.config.curation import SelectionConfig
 from dasd_megatron.curation.scores import BUILTIN, NEED_BRIER, Candidate, scores_of
 from dasd_megatron.curation.sentence_probabilities import KINDS, SentenceProbabilities, sentence_probabilities
 from dasd_megatron.curation.sentences import SentenceSplitter
-from dasd_megatron.sampling.decontamination import normalized
 
+_WHITE_SPACE = b" \t\n\r\v\f"
 # Scores that every candidate has, whichever one the choice is made by.
 ALWAYS = tuple(name for name in BUILTIN if name not in NEED_BRIER)
 # Every candidate with its scores, chosen or not, in the order of the scored responses: what a study of the selection needs.
@@ -131,7 +132,8 @@ def _examples(found: SentenceProbabilities, kinds: list[str]) -> list[dict[str, 
 
 def text_hash(text: str) -> int:
     """64 bits of a text's SHA-256, whatever its case, width of characters and white space."""
-    return int.from_bytes(hashlib.sha256(normalized(text).encode()).digest()[:8], "big", signed=True)
+    letters = unicodedata.normalize("NFKC", text).casefold().encode().translate(None, _WHITE_SPACE)
+    return int.from_bytes(hashlib.sha256(letters).digest()[:8], "big", signed=True)
 
 
 def difference_facts(counts: NDArray[np.int64]) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def sentence_probabilities(
             )
     sides = []
     for logprobs, token_starts in (("logprobs", "token_starts"), ("student_logprobs", "student_token_starts")):
-        places = np.asarray(row[token_starts], np.int64)
+        places = np.asarray(row[token_starts])
         sentences = sentence_of_tokens(places, starts)
         for first, last in markup:
             sentences[(places >= first) & (places < last)] = -1
@@ -86,8 +86,8 @@ def _mean_logprobs(
     logprobs: ArrayLike, sentences: NDArray[np.int64], count: int, sizes: NDArray[np.int64] | None
 ) -> NDArray[np.float64]:
     """Mean log-probability of each sentence, over its tokens or over `sizes`, [count]; NaN where it has no token."""
-    kept = sentences >= 0
-    sums = np.bincount(sentences[kept], weights=np.asarray(logprobs, dtype=np.float64)[kept], minlength=count)
-    numbers = np.bincount(sentences[kept], minlength=count)
+    places = sentences + 1  # -1, of markup, comes first, and is left out
+    sums = np.bincount(places, weights=np.asarray(logprobs), minlength=count + 1)[1:]
+    numbers = np.bincount(places, minlength=count + 1)[1:]
     with np.errstate(invalid="ignore"):
         return np.where(numbers > 0, sums / np.maximum(numbers if sizes is None else sizes, 1), np.nan)

@@ -9,9 +9,11 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dasd_megatron.tokenization.response_format import CLOSE, MARKUP, OPEN
+from dasd_megatron.tokenization.response_format import CLOSE, OPEN
 from dasd_megatron.tokenization.token_bytes import byte_offsets
 from dasd_megatron.utils.errors import UserError
+
+_NO_SENTENCE = frozenset(("", OPEN, CLOSE))
 
 
 class SentenceSplitter:
@@ -40,10 +42,10 @@ class SentenceSplitter:
 
     def _ends(self, text: str, first: int, last: int, offsets: Sequence[int]) -> list[int]:
         """Where the sentences of the characters from `first` to `last` end, in characters."""
-        ends, reached = [], first
+        ends, reached, min_bytes = [], first, self._min_bytes
         for match in self._end.finditer(text, first, last):
             end = match.end()
-            if offsets[end] - offsets[reached] >= self._min_bytes and not _is_markup(text[reached:end]):
+            if offsets[end] - offsets[reached] >= min_bytes and text[reached:end].strip() not in _NO_SENTENCE:
                 ends.append(end)
                 reached = end
         if offsets[last] - offsets[reached] < self._min_bytes or _is_markup(text[reached:last]):
@@ -57,11 +59,12 @@ class SentenceSplitter:
 
 
 def _is_markup(text: str) -> bool:
-    return text.strip() in ("", OPEN, CLOSE)
+    return text.strip() in _NO_SENTENCE
 
 
 def sentence_of_tokens(token_starts: ArrayLike, sentence_starts: ArrayLike) -> NDArray[np.int64]:
     """Number of the sentence in which each token starts; -1 for markup. The end of turn belongs to the last sentence."""
-    starts = np.asarray(token_starts, np.int64)
-    found = np.searchsorted(np.asarray(sentence_starts, np.int64), starts, side="right") - 1
-    return np.where(starts == MARKUP, -1, found)
+    # The first sentence starts at 0, and MARKUP is before that.
+    found: NDArray[np.int64] = np.searchsorted(np.asarray(sentence_starts), np.asarray(token_starts), side="right")
+    found -= 1
+    return found

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
@@ -26,3 +27,10 @@ def numpy_rows(batch: pa.Table) -> Iterator[dict[str, Any]]:
     ]
     for row in zip(*columns, strict=True):
         yield dict(zip(batch.column_names, row, strict=True))
+
+
+def list_array(rows: Sequence[NDArray[Any]], of: pa.DataType) -> pa.ListArray:
+    """A column of lists of numbers."""
+    offsets = np.cumsum([0, *map(len, rows)], dtype=np.int32)
+    values = np.concatenate(rows) if rows else np.zeros(0)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values, of))

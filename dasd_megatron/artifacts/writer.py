@@ -40,6 +40,11 @@ class ArtifactWriter:
         """Folder of the leases on shards that processes are at work on."""
         return self.path / ".claims"
 
+    @property
+    def journals(self) -> Path:
+        """Folder of the rows of shards that aren't whole yet (journal.py)."""
+        return self.path / ".journals"
+
     def clear_leftovers(self) -> None:
         """Removes what a killed process left half-written. Only for the one process that holds the step's lease."""
         for leftover in list(self.path.rglob(".*.tmp")):
@@ -72,7 +77,8 @@ class ArtifactWriter:
 
     def finish(self, **facts: Any) -> None:
         """Writes the manifest with `facts` (counts, dropped rows by reason, metrics) and every shard's hash, then COMPLETE."""
-        shutil.rmtree(self.claims, ignore_errors=True)
+        for folder in (self.claims, self.journals):
+            shutil.rmtree(folder, ignore_errors=True)
         paths = [
             path
             for path in sorted(path for path in self.path.rglob("*") if path.is_file())

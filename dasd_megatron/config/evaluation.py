@@ -28,7 +28,7 @@ class EvaluationConfig(Config):
     """Held-out problems whose teacher responses (T=1) KL(teacher || student) is estimated over."""
 
     problems_per_shard: Positive = 512
-    """What a killed run loses at most, and what replicas share out."""
+    """A shard is what replicas share out, and a file."""
 
     @model_validator(mode="after")
     def _distinct(self) -> EvaluationConfig:

@@ -18,7 +18,7 @@ from dasd_megatron.config.expected import ExpectedConfig
 from dasd_megatron.config.launch import LaunchConfig
 from dasd_megatron.config.models import ModelConfig
 from dasd_megatron.config.prompts import PromptsConfig
-from dasd_megatron.config.sampling import EngineConfig, SamplingConfig
+from dasd_megatron.config.sampling import EngineRole, EnginesConfig, SamplingConfig
 from dasd_megatron.config.stages import MixedPolicyConfig, MixedPolicyStageConfig, SampledStageConfig, StageConfig
 from dasd_megatron.config.training import LoggingConfig, MemoryConfig, ParallelConfig, TrainingConfig
 
@@ -54,7 +54,7 @@ class Recipe(Config):
     prompts: PromptsConfig
     """Problems."""
 
-    engine: EngineConfig = EngineConfig()
+    engine: EnginesConfig = EnginesConfig()
     """What samples and scores."""
 
     sampling: SamplingConfig = SamplingConfig()
@@ -130,4 +130,19 @@ class Recipe(Config):
                 f"sampling.max_tokens={self.sampling.max_tokens} is above packing.context_length="
                 f"{self.packing.context_length}: such a response could never be trained on"
             )
+        self._check_engine_lengths()
         return self
+
+    def _check_engine_lengths(self) -> None:
+        """Raises ValueError for an engine that has no room for what it is asked for."""
+        wanted: dict[str, tuple[int, EngineRole]] = {
+            "sampling.max_tokens": (self.sampling.max_tokens, "teacher"),
+            "evaluation.max_tokens": (self.evaluation.max_tokens, "student"),
+        }
+        for setting, (tokens, role) in wanted.items():
+            longest = self.engine.of(role).max_length
+            if longest is not None and longest <= tokens:
+                raise ValueError(
+                    f"engine.max_length={longest} (of the {role}'s engine) leaves no room for a prompt beside "
+                    f"{setting}={tokens}: it counts both; raise it, or lower {setting}"
+                )

@@ -2,16 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from dasd_megatron.config.base import Config, ExecutionOnly, Positive, Probability
+from pydantic import Field
+
+from dasd_megatron.config.base import Config, ExecutionOnly, Overrides, Positive, Probability, overrides_of
+
+
+class ServerConfig(Config):
+    """OpenAI-compatible servers that run the model, vLLM's above all: `vllm serve MODEL --logprobs-mode raw_logprobs`.
+
+    The model folder is needed here, too, without its weights: its tokenizer and chat template make the prompts, whose token ids
+    are sent. Servers must return token ids and log-probabilities.
+    """
+
+    endpoints: list[Annotated[str, Field(pattern=r"^https?://[^\s]+$")]] = []
+    """Their addresses, `http://node7:8000/v1`. A request goes to the one that has fewest, and to another if that one fails."""
+
+    model: str | None = None
+    """The name that they serve the model by; needed where they serve several."""
+
+    api_key_variable: str | None = None
+    """Environment variable that holds the key, where they ask for one. The key itself is written nowhere."""
+
+    timeout: Positive = 7200
+    """Seconds that a response may take, before another server is asked for it."""
+
+    patience: Positive = 600
+    """Seconds without an answer from any of them, at the start as later, before the step gives up."""
 
 
 class EngineConfig(Config):
     """What samples and scores."""
 
     name: str = "vllm"
-    """`vllm`, `transformers` (the reference), or one that a plugin registers."""
+    """`vllm` in the step's own processes, `server`, `transformers` (the reference), or one that a plugin registers."""
+
+    server: ExecutionOnly[ServerConfig] = ServerConfig()
+    """Of `name: server`: the servers. `max_batch` is how many requests each of them gets at a time."""
 
     # The settings below that aren't part of a result shift numbers by rounding at most.
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -29,12 +57,39 @@ class EngineConfig(Config):
     gpu_memory_utilization: ExecutionOnly[Probability] = 0.9
     """Share of a GPU's memory for weights and KV cache."""
 
-    prefix_caching: ExecutionOnly[bool] = False
-    """vLLM keeps the KV cache of earlier prompts. Off, for a cached prefix shifts numbers by rounding, and which one is cached
-    depends on what was sampled before; on where teacher and student take turns."""
-
     cpu_kv_cache_gib: ExecutionOnly[Positive] = 1
     """KV cache on a machine without a GPU."""
+
+
+if TYPE_CHECKING:
+    EngineOverrides = Overrides
+else:
+    EngineOverrides = overrides_of(EngineConfig)
+
+# What an engine's model does in a run.
+EngineRole = Literal["teacher", "student", "scorer"]
+
+
+class EnginesConfig(EngineConfig):
+    """What samples and scores: the settings of all engines, and those that differ for one role.
+
+    A teacher that takes eight GPUs needs no student that does: `{tensor_parallel: 8, student: {tensor_parallel: 1}, scorer:
+    {tensor_parallel: 1}}`.
+    """
+
+    teacher: EngineOverrides = EngineOverrides()
+    """Keys of `engine` that differ where the teacher writes: its responses, continuations and evaluation."""
+
+    student: EngineOverrides = EngineOverrides()
+    """Keys of `engine` that differ where the student writes: its answers in mixed policy, and evaluation."""
+
+    scorer: EngineOverrides = EngineOverrides()
+    """Keys of `engine` that differ where the student scores the teacher's responses."""
+
+    def of(self, role: EngineRole) -> EngineConfig:
+        """The settings of a role's engine."""
+        overrides: Overrides = getattr(self, role)
+        return overrides.applied_to(EngineConfig(**{name: getattr(self, name) for name in EngineConfig.model_fields}))
 
 
 class SamplingConfig(Config):
@@ -49,5 +104,6 @@ class SamplingConfig(Config):
     top_p: Probability = 1.0
     """Nucleus sampling; 1 samples from the whole distribution."""
 
-    prompts_per_shard: Positive = 256
-    """A shard is what a killed run loses at most, and what replicas share out."""
+    prompts_per_shard: Positive = 64
+    """A shard is what replicas share out, and a file. At the end of a step some engines wait for others to do their last shard:
+    the smaller, the shorter (`python -m benchmarks.sampling`)."""

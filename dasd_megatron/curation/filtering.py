@@ -91,13 +91,8 @@ class FilterStep(DataStepKind[FilterConfig]):
 
     def open(self, context: StepContext[FilterConfig]) -> ShardWork:
         """Loads the tokenizers; filters a shard."""
-        responses, config = context.artifact("responses"), context.config
-        rule = ResponseFilter(
-            config=config,
-            teacher=open_tokenizer(context.inputs["teacher"], config.teacher),
-            student=open_tokenizer(context.inputs["student"], config.student),
-            max_document_tokens=_max_document_tokens(config, context.inputs["student"]),
-        )
+        responses = context.artifact("responses")
+        rule = ResponseFilter.open(context.config, context.inputs["teacher"], context.inputs["student"])
 
         def work(shard: int) -> Iterator[Mapping[str, pa.Table]]:
             number = 0
@@ -151,6 +146,16 @@ class ResponseFilter:
         splitter = SentenceSplitter(config.sentence_end)
         self._filters = build_filters(
             FilterSetup(config.filters, student, splitter, max_document_tokens, config.grader)
+        )
+
+    @classmethod
+    def open(cls, config: FilterConfig, teacher: Path, student: Path) -> ResponseFilter:
+        """With the tokenizers of these model folders."""
+        return cls(
+            config=config,
+            teacher=open_tokenizer(teacher, config.teacher),
+            student=open_tokenizer(student, config.student),
+            max_document_tokens=_max_document_tokens(config, student),
         )
 
     def apply(self, rows: Iterable[Mapping[str, Any]]) -> list[tuple[str | None, dict[str, Any]]]:

@@ -7,7 +7,8 @@ of a response less the model's, over the same text. It needs no shared vocabular
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,12 @@ from numpy.typing import ArrayLike
 from dasd_megatron.config.evaluation import EvaluationConfig
 from dasd_megatron.config.models import ModelConfig
 from dasd_megatron.grading.registry import grade
-from dasd_megatron.sampling.engine_step import EngineStepConfig, EngineStepKind, EngineWork, open_engine
-from dasd_megatron.sampling.engines.engine import Engine, Request
+from dasd_megatron.sampling.engine_step import EngineStepConfig, EngineWork, open_engine
+from dasd_megatron.sampling.engines.engine import Engine, Request, Sample
+from dasd_megatron.sampling.sampling_step import SamplingStepKind, SamplingWork, ShardItems
 from dasd_megatron.sampling.seeds import sample_seed
 from dasd_megatron.steps.cost_estimate import TEXT, Cost, Documents, InputEstimates, responses_of
-from dasd_megatron.steps.step import ShardWork, StepContext
+from dasd_megatron.steps.step import StepContext
 from dasd_megatron.tokenization.response_format import response_format, response_tokens
 from dasd_megatron.tokenization.tokenizer import open_tokenizer
 from dasd_megatron.utils.errors import UserError
@@ -54,7 +56,7 @@ class EvaluateConfig(EngineStepConfig):
     seed: int
 
 
-class EvaluateStep(EngineStepKind[EvaluateConfig]):
+class EvaluateStep(SamplingStepKind[EvaluateConfig]):
     """Reads `prompts` and the teacher's responses to them, `reference`, and runs `model`.
 
     A shard is `problems_per_shard` problems and the reference responses to the same problems.
@@ -63,27 +65,30 @@ class EvaluateStep(EngineStepKind[EvaluateConfig]):
     name = "evaluate"
     command = "evaluate"
     table = "answers"
+    schema = ANSWERS
 
     def shard_count(self, context: StepContext[EvaluateConfig]) -> int:
         """Shards of the problems."""
         return math.ceil(len(_problems(context)) / context.config.evaluation.problems_per_shard)
 
-    def open(self, context: StepContext[EvaluateConfig]) -> ShardWork:
-        """Loads the engine; answers and scores a shard."""
+    def load(self, context: StepContext[EvaluateConfig]) -> SamplingWork[Request, Sample]:
+        """Loads the engine; scores a shard's reference responses, and asks for its answers."""
         size = context.config.evaluation.problems_per_shard
         problems, reference = _problems(context), context.artifact("reference")
         evaluator = Evaluator(context)
 
-        def work(shard: int) -> Iterator[Mapping[str, pa.Table]]:
+        def items(shard: int) -> ShardItems[Request, Sample]:
             responses: list[dict[str, Any]] = []
             if shard < len(reference.shards("responses")):
                 responses = reference.read("responses", shard=shard).to_pylist()
-            yield {
-                "alignment": evaluator.alignment(responses),
-                self.table: evaluator.answers(problems[shard * size : (shard + 1) * size]),
-            }
+            asked = evaluator.questions(problems[shard * size : (shard + 1) * size])
+            return ShardItems(
+                [question.request for question in asked],
+                lambda numbers, samples: evaluator.graded([asked[number] for number in numbers], samples),
+                {"alignment": evaluator.alignment(responses)},
+            )
 
-        return work
+        return SamplingWork(evaluator.engine.generate, evaluator.engine.tokens_in_flight, items)
 
     def summarize(self, context: StepContext[EvaluateConfig]) -> dict[str, Any]:
         """Accuracy by way of decoding, and alignment, with standard errors."""
@@ -129,6 +134,15 @@ def _expected_answers(config: EvaluateConfig, inputs: InputEstimates) -> Documen
     return responses_of(problems, answers, settings.max_tokens, inputs.expected)
 
 
+@dataclass(frozen=True)
+class Question:
+    """A problem, asked once."""
+
+    problem: Mapping[str, Any]
+    sample_index: int
+    request: Request
+
+
 class Evaluator:
     """A model, loaded, with what it takes to question it."""
 
@@ -138,40 +152,45 @@ class Evaluator:
         self._format = response_format(context.config.model.response_format, self._tokenizer)
         teacher = open_tokenizer(context.inputs["teacher"], context.config.teacher)
         self._teacher_format = response_format(context.config.teacher.response_format, teacher)
-        self._engine: Engine = open_engine(context)
+        self.engine: Engine = open_engine(context)
 
-    def answers(self, problems: list[dict[str, Any]]) -> pa.Table:
-        """Graded answers, greedy and sampled."""
-        settings, rows = self._config.evaluation, []
+    def questions(self, problems: Sequence[Mapping[str, Any]]) -> list[Question]:
+        """Each problem greedily, and sampled."""
+        settings, asked = self._config.evaluation, []
         prompts = {problem["uuid"]: self._tokenizer.prompt_ids(problem["input"]) for problem in problems}
         for temperature in _temperatures(settings):
-            count = 1 if temperature == GREEDY else settings.samples
-            asked = [(problem, index) for problem in problems for index in range(count)]
-            requests = [
-                Request(
-                    prompts[problem["uuid"]],
-                    sample_seed(self._config.seed, "evaluate", temperature, problem["uuid"], index),
-                    settings.max_tokens,
-                )
-                for problem, index in asked
-            ]
-            samples = self._engine.generate(requests, temperature, 1.0, self._tokenizer.stop_ids)
-            for (problem, index), request, sample in zip(asked, requests, samples, strict=True):
-                stopped = sample.finish_reason == "stop"
-                response = self._format.parse(request.prompt_ids, [], sample.token_ids, stopped)
-                right = stopped and grade(response.text, problem["answer"], settings.grader)
-                rows.append(
-                    {
-                        "uuid": problem["uuid"],
-                        "domain": problem["domain"],
-                        "temperature": temperature,
-                        "sample_index": index,
-                        "correct": right,
-                        "finish_reason": sample.finish_reason,
-                        "tokens": len(sample.token_ids),
-                        "text": response.text,
-                    }
-                )
+            for problem in problems:
+                for index in range(1 if temperature == GREEDY else settings.samples):
+                    request = Request(
+                        prompts[problem["uuid"]],
+                        seed=sample_seed(self._config.seed, "evaluate", temperature, problem["uuid"], index),
+                        max_tokens=settings.max_tokens,
+                        temperature=temperature,
+                        top_p=1.0,
+                        stop_ids=self._tokenizer.stop_ids,
+                    )
+                    asked.append(Question(problem, index, request))
+        return asked
+
+    def graded(self, questions: Sequence[Question], samples: Sequence[Sample]) -> pa.Table:
+        """Graded answers."""
+        rows = []
+        for question, sample in zip(questions, samples, strict=True):
+            problem, stopped = question.problem, sample.finish_reason == "stop"
+            response = self._format.parse(question.request.prompt_ids, [], sample.token_ids, stopped)
+            right = stopped and grade(response.text, problem["answer"], self._config.evaluation.grader)
+            rows.append(
+                {
+                    "uuid": problem["uuid"],
+                    "domain": problem["domain"],
+                    "temperature": question.request.temperature,
+                    "sample_index": question.sample_index,
+                    "correct": right,
+                    "finish_reason": sample.finish_reason,
+                    "tokens": len(sample.token_ids),
+                    "text": response.text,
+                }
+            )
         return pa.Table.from_pylist(rows, ANSWERS)
 
     def alignment(self, responses: list[dict[str, Any]]) -> pa.Table:
@@ -184,12 +203,12 @@ class Evaluator:
             if not self._config.is_teacher:
                 text = self._teacher_format.parse(prompt, row["prefix_ids"], tokens, stopped=True).text
                 prompt, tokens = self._in_own_tokens(row["input"], text)
-            if len(prompt) + len(tokens) >= self._engine.max_length:
+            if len(prompt) + len(tokens) >= self.engine.max_length:
                 continue
             rows.append({"uuid": row["uuid"], "teacher_logprob": float(np.sum(row["logprobs"], dtype=np.float64))})
             sequences.append([*prompt, *tokens])
             lengths.append(len(tokens))
-        scores = self._engine.score(sequences) if sequences else []
+        scores = self.engine.score(sequences) if sequences else []
         for row, score, length in zip(rows, scores, lengths, strict=True):
             row["model_logprob"] = float(np.sum(score.logprobs[-length:], dtype=np.float64))
         return pa.Table.from_pylist(rows, ALIGNMENT)

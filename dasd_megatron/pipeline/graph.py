@@ -17,7 +17,7 @@ from conversion.import_export_steps import ExportStepConfig
 from dasd_megatron.config.models import ModelConfig
 from dasd_megatron.config.prompts import PromptSource
 from dasd_megatron.config.recipe import Recipe
-from dasd_megatron.config.sampling import SamplingConfig
+from dasd_megatron.config.sampling import EngineRole, SamplingConfig
 from dasd_megatron.config.stages import SampledStageConfig, StageConfig
 from dasd_megatron.curation.filtering import FilterConfig
 from dasd_megatron.curation.packing import PackStepConfig
@@ -127,11 +127,10 @@ class _GraphBuilder:
     def _plain(self) -> StepConfig:
         return StepConfig(threads=self.recipe.launch.threads)
 
-    @property
-    def _engine(self) -> dict[str, Any]:
+    def _engine(self, role: EngineRole) -> dict[str, Any]:
         """What the configs of all engine steps have."""
         launch = self.recipe.launch
-        return {"threads": launch.threads, "engine": self.recipe.engine, "replicas": launch.replicas}
+        return {"threads": launch.threads, "engine": self.recipe.engine.of(role), "replicas": launch.replicas}
 
     def _prompts(
         self,
@@ -191,7 +190,7 @@ class _GraphBuilder:
             }
             prompts = self._train_prompts("train", "prompts.train", recipe.prompts.train, users)
         sampling = SampleConfig(
-            **self._engine,
+            **self._engine("teacher"),
             model=recipe.teacher,
             sampling=recipe.sampling,
             temperature=stage.temperature,
@@ -204,7 +203,7 @@ class _GraphBuilder:
         filtered = self._filter(stage, sampled, recipe.filters.right_answers_only, recipe.teacher, self.teacher)
         inputs = {"responses": filtered, "model": self.student}
         selection = stage.selection.applied_to(recipe.selection)
-        scoring = ScoreConfig(**self._engine, model=recipe.student, brier=selection.score in NEED_BRIER)
+        scoring = ScoreConfig(**self._engine("scorer"), model=recipe.student, brier=selection.score in NEED_BRIER)
         scored = self.add(f"score_{stage.name}", "score", scoring, inputs)
         selecting = SelectStepConfig(
             threads=recipe.launch.threads,
@@ -229,8 +228,11 @@ class _GraphBuilder:
 
     def _turns(self, stage: StageConfig, selected: Step, student: Source) -> Step:
         recipe, mixed, turns = self.recipe, self.recipe.mixed_policy, self.recipe.mixed_policy.turns
+        students, teachers = recipe.engine.of("student"), recipe.engine.of("teacher")
         config = TurnsStepConfig(
-            **self._engine,
+            **self._engine("teacher"),
+            # On the same GPUs.
+            student_engine=students.model_copy(update={"tensor_parallel": teachers.tensor_parallel}),
             model=recipe.teacher,
             student=recipe.student,
             sampling=recipe.sampling,
@@ -239,7 +241,7 @@ class _GraphBuilder:
             temperature=mixed.temperature,
             sentence_end=recipe.sentence_end,
             context_length=recipe.packing.context_length,
-            max_length=recipe.engine.max_length,
+            max_length=min(filter(None, (students.max_length, teachers.max_length)), default=None),
             seed=recipe.seed,
         )
         inputs: dict[str, Source] = {"responses": selected, "model": self.teacher, "student": student}
@@ -253,7 +255,7 @@ class _GraphBuilder:
     def _continued(self, stage: StageConfig, selected: Step, student: Source) -> Step:
         recipe, mixed = self.recipe, self.recipe.mixed_policy
         rollout = RolloutConfig(
-            **self._engine,
+            **self._engine("student"),
             model=recipe.student,
             prompts=mixed.prompts,
             temperature=mixed.temperature,
@@ -263,7 +265,7 @@ class _GraphBuilder:
         )
         answers = self.add(f"rollout_{stage.name}", "rollout", rollout, {"responses": selected, "model": student})
         continuation = ContinueConfig(
-            **self._engine,
+            **self._engine("teacher"),
             model=recipe.teacher,
             student=recipe.student,
             sampling=recipe.sampling,
@@ -273,7 +275,7 @@ class _GraphBuilder:
             length_cap=mixed.length_cap,
             grader=recipe.evaluation.grader,
             context_length=recipe.packing.context_length,
-            max_length=recipe.engine.max_length,
+            max_length=recipe.engine.of("teacher").max_length,
             seed=recipe.seed,
         )
         inputs: dict[str, Source] = {"answers": answers, "model": self.teacher, "student": self.student}
@@ -291,7 +293,7 @@ class _GraphBuilder:
             filters=recipe.filters,
             sentence_end=recipe.sentence_end,
             context_length=recipe.packing.context_length,
-            max_length=recipe.engine.max_length,
+            max_length=recipe.engine.of("scorer").max_length,
             grader=recipe.evaluation.grader if right_answers_only else None,
         )
         inputs: dict[str, Source] = {"responses": responses, "teacher": model, "student": self.student}
@@ -328,7 +330,7 @@ class _GraphBuilder:
     def _evaluate(self, models: Mapping[str, Source]) -> None:
         recipe = self.recipe
         sampling = SampleConfig(
-            **self._engine,
+            **self._engine("teacher"),
             model=recipe.teacher,
             sampling=SamplingConfig(
                 responses_per_prompt=1,
@@ -343,7 +345,7 @@ class _GraphBuilder:
         reference = self.add("reference", "sample", sampling, inputs)
         for name, model in models.items():
             config = EvaluateConfig(
-                **self._engine,
+                **self._engine("teacher" if name == "teacher" else "student"),
                 model=recipe.teacher if name == "teacher" else recipe.student,
                 teacher=recipe.teacher,
                 is_teacher=name == "teacher",

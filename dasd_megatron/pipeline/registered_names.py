@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from dasd_megatron.config.recipe import Recipe
+from dasd_megatron.config.sampling import EngineRole
 from dasd_megatron.curation.filters.registry import additional_filters
 from dasd_megatron.curation.scores import SCORES
 from dasd_megatron.grading.registry import GRADERS
@@ -16,6 +17,7 @@ def check_named_parts(recipe: Recipe) -> None:
     """Raises UserError for an engine, score, grader or filter that isn't registered, and for wrong options of a filter."""
     named: list[tuple[Registry[Any], str, str]] = [
         (ENGINES, recipe.engine.name, "engine.name"),
+        *((ENGINES, recipe.engine.of(role).name, f"engine.{role}.name") for role in get_args(EngineRole)),
         *(
             (SCORES, stage.selection.applied_to(recipe.selection).score, "selection.score")
             for stage in recipe.stages

@@ -18,9 +18,10 @@ from dasd_megatron import versions
 from dasd_megatron.artifacts.writer import ArtifactWriter
 from dasd_megatron.config.load import load_recipe
 from dasd_megatron.pipeline.graph import build_steps, find_step
+from dasd_megatron.runtime.filter_preview import FilterPreview
 from dasd_megatron.runtime.git_source import source_of_this_code
-from dasd_megatron.runtime.shard_queue import POLL, run_shards, work_on_shards
-from dasd_megatron.steps.step import ShardedStepKind, Step, StepContext
+from dasd_megatron.runtime.shard_queue import LeasedShards, run_shards
+from dasd_megatron.steps.step import POLL, ShardedStepKind, Step, StepContext
 from dasd_megatron.utils.child_process import die_with_launcher
 from dasd_megatron.utils.errors import Stopped, UserError
 from dasd_megatron.utils.files import REFUSED, disk_error, write_atomically
@@ -37,7 +38,9 @@ RANK_0_FIRST = 10.0
 ATTEMPT = ".attempt"
 
 
-def run_step(step: Step, command: Sequence[str], attempt: str | None = None) -> None:
+def run_step(
+    step: Step, command: Sequence[str], attempt: str | None = None, preview: FilterPreview | None = None
+) -> None:
     """Runs `step` to its end; a step that is done already is left alone.
 
     `command` is the command line (after the interpreter) that starts a replica of this step. With an `attempt`, replicas on
@@ -58,13 +61,15 @@ def run_step(step: Step, command: Sequence[str], attempt: str | None = None) -> 
         if attempt is not None:
             write_atomically(step.folder / ATTEMPT, lambda file: file.write(attempt.encode()))
         start = time.monotonic()
-        facts = _run_kind(step, context, command)
+        facts = _run_kind(step, context, command, preview)
         context.output.finish(seconds=round(time.monotonic() - start, 2), **facts)
 
 
-def _run_kind(step: Step, context: StepContext[Any], command: Sequence[str]) -> dict[str, Any]:
+def _run_kind(
+    step: Step, context: StepContext[Any], command: Sequence[str], preview: FilterPreview | None
+) -> dict[str, Any]:
     if isinstance(step.kind, ShardedStepKind):
-        return run_shards(step.kind, context, command)
+        return run_shards(step.kind, context, command, preview)
     return step.kind.run(context)
 
 
@@ -76,7 +81,7 @@ def run_replica(step: Step, attempt: str | None = None) -> None:
             return
         time.sleep(POLL)
     assert isinstance(step.kind, ShardedStepKind)
-    work_on_shards(step.kind, context)
+    step.kind.do_shards(context, LeasedShards(step.kind, context))
 
 
 def _has_begun(step: Step, attempt: str) -> bool:
@@ -119,7 +124,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_launcher()
     try:
-        step = find_step(build_steps(load_recipe(args.recipe, args.overrides)), args.step, args.recipe)
+        steps = build_steps(load_recipe(args.recipe, args.overrides))
+        step = find_step(steps, args.step, args.recipe)
         # Before torch is imported: threads beyond a process's share of the cores make small models many times slower.
         os.environ["OMP_NUM_THREADS"] = str(step.config.threads)
         # A step that has much to tokenize has a process for each core. One thread of the tokenizer's pool is half as fast again
@@ -131,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os._exit(0)  # all is on disk; taking an engine down in order costs seconds
         else:
             command = ["-m", RUN_STEP, str(args.recipe), args.step, *args.overrides]
-            run_step(step, command, args.attempt)
+            run_step(step, command, args.attempt, FilterPreview.of(step, steps.values()))
     except UserError as error:
         if os.environ.get("RANK", "0") != "0":
             time.sleep(RANK_0_FIRST)

@@ -2,33 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
+from dasd_megatron.runtime.filter_preview import FilterPreview
 from dasd_megatron.runtime.replicas import replica_count, start_replicas
-from dasd_megatron.steps.step import Replicas, ShardedStepKind, StepContext
+from dasd_megatron.steps.step import POLL, Claim, Replicas, ShardedStepKind, StepContext
 from dasd_megatron.utils.errors import UserError
-from dasd_megatron.utils.lease import try_lease
+from dasd_megatron.utils.lease import Lease, try_lease
 from dasd_megatron.utils.progress import Progress
 
-# Seconds between looks at how far replicas have come.
-POLL, SLOWEST_POLL = 0.2, 5.0
+# Most seconds between looks for a shard, where others work on all that are left.
+SLOWEST_POLL = 5.0
+# Seconds between looks at how far the step is.
+LOOK = 1.0
 
 
-def run_shards(kind: ShardedStepKind[Any], context: StepContext[Any], command: Sequence[str]) -> dict[str, Any]:
+def run_shards(
+    kind: ShardedStepKind[Any],
+    context: StepContext[Any],
+    command: Sequence[str],
+    preview: FilterPreview | None = None,
+) -> dict[str, Any]:
     """Does every shard that is left, here or in replicas; returns facts for the manifest. `command` starts a replica."""
     count, pending = kind.shard_count(context), len(kind.pending(context))
     processes = kind.processes(context.config)
     replicas = 1
     if isinstance(processes, Replicas):
         replicas = min(replica_count(processes), pending, kind.useful_processes(context))
-    with Progress(context.name, count, "shards", count - pending) as progress:
-        if isinstance(processes, Replicas) and replicas > 1:
-            _run_replicas(replicas, processes.gpus_each, kind, context, command, progress)
-        elif pending:
-            work_on_shards(kind, context, progress)
+    if pending:
+        with _shown(kind, context, preview):
+            if isinstance(processes, Replicas) and replicas > 1:
+                for process in start_replicas(replicas, processes.gpus_each, [*command, "--replica"]):
+                    process.wait()  # one that dies frees its shards for the others
+            else:
+                kind.do_shards(context, LeasedShards(kind, context))
     missing = kind.pending(context)
     if missing:
         raise UserError(
@@ -38,39 +53,82 @@ def run_shards(kind: ShardedStepKind[Any], context: StepContext[Any], command: S
     return kind.facts(context)
 
 
-def work_on_shards(kind: ShardedStepKind[Any], context: StepContext[Any], progress: Progress | None = None) -> None:
-    """Claims and does shards until none is left."""
-    work = None
-    count, wait = kind.shard_count(context), POLL
-    while pending := kind.pending(context):
-        idle = True
-        start = random.randrange(len(pending))  # so that many processes don't all ask for the same one
+@dataclass
+class LeasedShard:
+    """A claim that is a lease."""
+
+    shard: int
+    lease: Lease
+    held: set[int]
+
+    def is_held(self) -> bool:
+        """Whether nobody has taken it over while this process stood still."""
+        return self.lease.is_held()
+
+    def close(self) -> None:
+        """Gives it back."""
+        self.held.discard(self.shard)
+        self.lease.close()
+
+
+class LeasedShards:
+    """The claims of one of several processes."""
+
+    def __init__(self, kind: ShardedStepKind[Any], context: StepContext[Any]) -> None:
+        self._kind, self._context = kind, context
+        self._held: set[int] = set()
+        self._exhausted = False
+        # No look for a shard before then, on the monotonic clock, and the wait after a look in vain.
+        self._next, self._wait = 0.0, POLL
+
+    def take(self) -> Claim | None:
+        """A shard that is left and that nobody works on; None where there was none a moment ago."""
+        if time.monotonic() < self._next:
+            return None
+        context = self._context
+        pending = [shard for shard in self._kind.pending(context) if shard not in self._held]
+        self._exhausted = not pending
+        start = random.randrange(len(pending) or 1)  # so that many processes don't all ask for the same one
         for shard in [*pending[start:], *pending[:start]]:
-            claim = try_lease(context.output.claims / f"{shard:05d}")
-            if claim is None:
+            lease = try_lease(context.output.claims / f"{shard:05d}")
+            if lease is None:
                 continue
-            with claim:
-                if not context.output.has_shard(kind.table, shard):
-                    work = work or kind.open(context)
-                    kind.write(context, work, shard, claim.is_held)  # whoever took it over writes the same
-            idle, wait = False, POLL
-            if progress is not None:
-                progress.update(count - len(kind.pending(context)))
-        if idle:  # others are at work on what is left; should one die, its shard is free again
-            time.sleep(wait)
-            wait = min(2 * wait, SLOWEST_POLL)
+            if context.output.has_shard(self._kind.table, shard):
+                lease.close()
+                continue
+            self._wait = POLL
+            self._held.add(shard)
+            return LeasedShard(shard, lease, self._held)
+        self._next, self._wait = time.monotonic() + self._wait, min(2 * self._wait, SLOWEST_POLL)
+        return None
+
+    def exhausted(self) -> bool:
+        """Whether every shard was done, or claimed here, at the last look."""
+        return self._exhausted
 
 
-def _run_replicas(
-    replicas: int,
-    gpus_each: int,
-    kind: ShardedStepKind[Any],
-    context: StepContext[Any],
-    command: Sequence[str],
-    progress: Progress,
-) -> None:
-    """Starts replicas and waits for all of them. One that dies frees its shard for the others."""
-    processes = start_replicas(replicas, gpus_each, [*command, "--replica"])
-    while any(process.poll() is None for process in processes):
-        time.sleep(POLL)
-        progress.update(progress.total - len(kind.pending(context)))
+@contextlib.contextmanager
+def _shown(kind: ShardedStepKind[Any], context: StepContext[Any], preview: FilterPreview | None) -> Iterator[None]:
+    """Shows how far the step is, from a thread."""
+    watch = kind.watch(context)
+    began, ended = watch(), threading.Event()
+    with Progress(context.name, began.total, kind.unit, began.done) as progress:
+
+        def look() -> None:
+            with contextlib.suppress(OSError, pa.ArrowException):  # whoever needs the files will say it
+                standing = watch()
+                note = standing.note if preview is None else f"{standing.note} {preview.note()}"
+                progress.update(standing.done, note.strip(), standing.total)
+
+        def keep_looking() -> None:
+            while not ended.wait(LOOK):
+                look()
+
+        thread = threading.Thread(target=keep_looking, name="progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+        look()

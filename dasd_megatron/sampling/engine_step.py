@@ -56,7 +56,7 @@ class EngineStepKind(ShardedStepKind[E]):
 
     def hours(self, config: E, inputs: InputEstimates, gpu: GpuName | None, processes: int) -> float | None:
         """Forward passes, limited by FLOP/s, and then decoding, limited by memory bandwidth (decoding_speed.py), shared out
-        among the engines that get a shard."""
+        among the engines that get a shard. Those are full to the end, where they wait for the last ones' longest responses."""
         if gpu is None:
             return None
         expected, shards = inputs.expected, inputs.own_shards()
@@ -74,7 +74,7 @@ class EngineStepKind(ShardedStepKind[E]):
                 config.engine,
                 GPU_SPECS[gpu],
                 length=asked.length_while_written,
-                sequences=asked.count / shards,
+                sequences=asked.count / engines,
                 mbu=expected.mbu,
             )
             decoding = asked.count * asked.response / (engines * rate) / 3600

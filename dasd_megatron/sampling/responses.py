@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dasd_megatron.artifacts.columns import list_array
 from dasd_megatron.artifacts.writer import ArtifactWriter
 from dasd_megatron.sampling.engines.engine import Request, Sample
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer
@@ -34,7 +36,7 @@ RESPONSES = pa.schema(
 
 
 def response_table(
-    rows: list[dict[str, Any]], requests: list[Request], samples: list[Sample], tokenizer: ChatTokenizer
+    rows: Sequence[Mapping[str, Any]], requests: Sequence[Request], samples: Sequence[Sample], tokenizer: ChatTokenizer
 ) -> pa.Table:
     """Sampled responses with what they answer; `rows` may give `prefix_ids`, which then are the end of the prompt sent."""
     content = []
@@ -46,15 +48,17 @@ def response_table(
                 **row,
                 "prompt_ids": prompt_ids[: len(prompt_ids) - len(prefix_ids)],
                 "prefix_ids": prefix_ids,
-                "token_ids": sample.token_ids,
-                "logprobs": sample.logprobs,
                 "tokens": len(sample.token_ids),
                 "finish_reason": sample.finish_reason,
                 "max_tokens": request.max_tokens,
                 "text": tokenizer.decode_bytes(sample.token_ids).decode(errors="replace"),
             }
         )
-    return pa.Table.from_pylist(content, RESPONSES)
+    table = pa.Table.from_pylist(content, RESPONSES)
+    for name in ("token_ids", "logprobs"):
+        column = list_array([getattr(sample, name) for sample in samples], RESPONSES.field(name).type.value_type)
+        table = table.set_column(RESPONSES.get_field_index(name), name, column)
+    return table
 
 
 def count_responses(output: ArtifactWriter, table: str) -> dict[str, Any]:

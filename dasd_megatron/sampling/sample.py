@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
-
-import pyarrow as pa
 
 from dasd_megatron.config.base import Count, ExecutionOnly, Positive, Temperature
 from dasd_megatron.config.models import ModelConfig
 from dasd_megatron.config.sampling import SamplingConfig
-from dasd_megatron.sampling.engine_step import EngineStepConfig, EngineStepKind, EngineWork, open_engine
-from dasd_megatron.sampling.engines.engine import Request
-from dasd_megatron.sampling.responses import count_responses, response_table
+from dasd_megatron.sampling.engine_step import EngineStepConfig, EngineWork, open_engine
+from dasd_megatron.sampling.engines.engine import Request, Sample
+from dasd_megatron.sampling.responses import count_responses
+from dasd_megatron.sampling.sampling_step import SamplingStepKind, SamplingWork, ShardItems, response_items
 from dasd_megatron.sampling.seeds import sample_seed
 from dasd_megatron.steps.cost_estimate import SAMPLED, Cost, Documents, InputEstimates, Unknown, responses_of
-from dasd_megatron.steps.step import ShardWork, StepContext
+from dasd_megatron.steps.step import StepContext
 from dasd_megatron.tokenization.tokenizer import open_tokenizer
 from dasd_megatron.utils.errors import UserError
 
@@ -35,7 +34,7 @@ class SampleConfig(EngineStepConfig):
     expected_response_tokens: ExecutionOnly[Positive | None] = None
 
 
-class SampleStep(EngineStepKind[SampleConfig]):
+class SampleStep(SamplingStepKind[SampleConfig]):
     """Reads `prompts`, and runs `model`; a shard is `prompts_per_shard` prompts."""
 
     name = "sample"
@@ -45,26 +44,32 @@ class SampleStep(EngineStepKind[SampleConfig]):
         """Shards of the prompts that are asked."""
         return math.ceil(len(_prompts(context)) / context.config.sampling.prompts_per_shard)
 
-    def open(self, context: StepContext[SampleConfig]) -> ShardWork:
-        """Loads the engine; samples a shard's responses."""
+    def load(self, context: StepContext[SampleConfig]) -> SamplingWork[Request, Sample]:
+        """Loads the engine; asks for a shard's responses."""
         config, sampling = context.config, context.config.sampling
         tokenizer = open_tokenizer(context.inputs["model"], config.model)
-        prompts = _prompts(context)
-        engine = open_engine(context)
+        prompts, size = _prompts(context), sampling.prompts_per_shard
 
-        def sample(shard: int) -> Iterator[Mapping[str, pa.Table]]:
-            size = sampling.prompts_per_shard
+        def items(shard: int) -> ShardItems[Request, Sample]:
             rows, requests = [], []
             for prompt in prompts[shard * size : (shard + 1) * size]:
                 prompt_ids = tokenizer.prompt_ids(prompt["input"])
                 for index in range(sampling.responses_per_prompt):
-                    seed = sample_seed(config.seed, config.temperature, prompt["uuid"], index)
-                    requests.append(Request(prompt_ids, seed, sampling.max_tokens))
+                    requests.append(
+                        Request(
+                            prompt_ids,
+                            seed=sample_seed(config.seed, config.temperature, prompt["uuid"], index),
+                            max_tokens=sampling.max_tokens,
+                            temperature=config.temperature,
+                            top_p=sampling.top_p,
+                            stop_ids=tokenizer.stop_ids,
+                        )
+                    )
                     rows.append({**prompt, "sample_index": index, "temperature": config.temperature})
-            samples = engine.generate(requests, config.temperature, sampling.top_p, tokenizer.stop_ids)
-            yield {self.table: response_table(rows, requests, samples, tokenizer)}
+            return response_items(rows, requests, tokenizer)
 
-        return sample
+        engine = open_engine(context)
+        return SamplingWork(engine.generate, engine.tokens_in_flight, items)
 
     def summarize(self, context: StepContext[SampleConfig]) -> dict[str, Any]:
         """Responses, tokens, and how many were truncated."""

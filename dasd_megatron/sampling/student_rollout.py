@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
-
-import pyarrow as pa
 
 from dasd_megatron.artifacts.artifact import Artifact
 from dasd_megatron.config.base import Positive, Temperature
 from dasd_megatron.config.models import ModelConfig
-from dasd_megatron.sampling.engine_step import EngineStepConfig, EngineStepKind, EngineWork, open_engine
-from dasd_megatron.sampling.engines.engine import Request
-from dasd_megatron.sampling.responses import count_responses, response_table
+from dasd_megatron.sampling.engine_step import EngineStepConfig, EngineWork, open_engine
+from dasd_megatron.sampling.engines.engine import Request, Sample
+from dasd_megatron.sampling.responses import count_responses
 from dasd_megatron.sampling.sample import sampled_cost
+from dasd_megatron.sampling.sampling_step import SamplingStepKind, SamplingWork, ShardItems, response_items
 from dasd_megatron.sampling.seeds import sample_seed
 from dasd_megatron.steps.cost_estimate import Cost, Documents, InputEstimates
-from dasd_megatron.steps.step import ShardWork, StepContext
+from dasd_megatron.steps.step import StepContext
 from dasd_megatron.tokenization.tokenizer import open_tokenizer
 
 
@@ -33,7 +31,7 @@ class RolloutConfig(EngineStepConfig):
     seed: int
 
 
-class RolloutStep(EngineStepKind[RolloutConfig]):
+class RolloutStep(SamplingStepKind[RolloutConfig]):
     """Reads `responses` of the stage before, and runs `model`, the student; a shard is `prompts_per_shard` prompts."""
 
     name = "rollout"
@@ -44,25 +42,30 @@ class RolloutStep(EngineStepKind[RolloutConfig]):
         prompts = answered_prompts(context.artifact("responses"), context.config.prompts, context.config.seed)
         return math.ceil(len(prompts) / context.config.prompts_per_shard)
 
-    def open(self, context: StepContext[RolloutConfig]) -> ShardWork:
-        """Loads the engine; samples a shard's answers."""
-        config = context.config
+    def load(self, context: StepContext[RolloutConfig]) -> SamplingWork[Request, Sample]:
+        """Loads the engine; asks for a shard's answers."""
+        config, size = context.config, context.config.prompts_per_shard
         tokenizer = open_tokenizer(context.inputs["model"], config.model)
         prompts = answered_prompts(context.artifact("responses"), config.prompts, config.seed)
-        engine = open_engine(context)
 
-        def answer(shard: int) -> Iterator[Mapping[str, pa.Table]]:
-            size = config.prompts_per_shard
+        def items(shard: int) -> ShardItems[Request, Sample]:
             rows, requests = [], []
             for prompt in prompts[shard * size : (shard + 1) * size]:
-                cap = math.ceil(config.length_cap * prompt.pop("student_tokens"))
-                seed = sample_seed(config.seed, "answer", prompt["uuid"])
-                requests.append(Request(tokenizer.prompt_ids(prompt["input"]), seed, cap))
+                requests.append(
+                    Request(
+                        tokenizer.prompt_ids(prompt["input"]),
+                        seed=sample_seed(config.seed, "answer", prompt["uuid"]),
+                        max_tokens=math.ceil(config.length_cap * prompt["student_tokens"]),
+                        temperature=config.temperature,
+                        top_p=1.0,
+                        stop_ids=tokenizer.stop_ids,
+                    )
+                )
                 rows.append({**prompt, "temperature": config.temperature})
-            samples = engine.generate(requests, config.temperature, 1.0, tokenizer.stop_ids)
-            yield {self.table: response_table(rows, requests, samples, tokenizer)}
+            return response_items(rows, requests, tokenizer)
 
-        return answer
+        engine = open_engine(context)
+        return SamplingWork(engine.generate, engine.tokens_in_flight, items)
 
     def summarize(self, context: StepContext[RolloutConfig]) -> dict[str, Any]:
         """Answers, tokens, how many were truncated, and the cap."""

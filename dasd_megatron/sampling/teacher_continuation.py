@@ -17,13 +17,14 @@ from dasd_megatron.config.base import Positive, Probability, Temperature
 from dasd_megatron.config.models import ModelConfig
 from dasd_megatron.config.sampling import SamplingConfig
 from dasd_megatron.grading.registry import grade
-from dasd_megatron.sampling.engine_step import EngineStepConfig, EngineStepKind, EngineWork, open_engine
-from dasd_megatron.sampling.engines.engine import Request
-from dasd_megatron.sampling.responses import RESPONSES, count_responses, response_table
+from dasd_megatron.sampling.engine_step import EngineStepConfig, EngineWork, open_engine
+from dasd_megatron.sampling.engines.engine import Request, Sample
+from dasd_megatron.sampling.responses import RESPONSES, count_responses
 from dasd_megatron.sampling.sample import sampled_cost
+from dasd_megatron.sampling.sampling_step import SamplingStepKind, SamplingWork, ShardItems, response_items
 from dasd_megatron.sampling.seeds import sample_seed
 from dasd_megatron.steps.cost_estimate import Cost, Documents, InputEstimates
-from dasd_megatron.steps.step import ShardWork, StepContext
+from dasd_megatron.steps.step import StepContext
 from dasd_megatron.tokenization.response_format import CLOSE, opening, response_format
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer, open_tokenizer
 from dasd_megatron.utils.errors import UserError
@@ -51,7 +52,7 @@ class ContinueConfig(EngineStepConfig):
     seed: int
 
 
-class ContinueStep(EngineStepKind[ContinueConfig]):
+class ContinueStep(SamplingStepKind[ContinueConfig]):
     """Reads `answers`, runs `model`, the teacher, and knows `student`'s tokenizer; each shard of answers gives a shard of
     continuations and one of answers left as they were."""
 
@@ -62,17 +63,16 @@ class ContinueStep(EngineStepKind[ContinueConfig]):
         """As many as of answers."""
         return len(context.artifact("answers").shards("responses"))
 
-    def open(self, context: StepContext[ContinueConfig]) -> ShardWork:
-        """Loads the engine; cuts and continues a shard's answers."""
+    def load(self, context: StepContext[ContinueConfig]) -> SamplingWork[Request, Sample]:
+        """Loads the engine; cuts a shard's answers, and asks for their continuations."""
         config, answers = context.config, context.artifact("answers")
         teacher = open_tokenizer(context.inputs["model"], config.model)
         student = open_tokenizer(context.inputs["student"], config.student)
         style = response_format(config.model.response_format, teacher)
-        engine = open_engine(context)
         # What the teacher writes beyond could not be trained on. In its tokens; `filter` counts the student's.
         longest = min(config.context_length, config.max_length or config.context_length)
 
-        def continue_shard(shard: int) -> Iterator[Mapping[str, pa.Table]]:
+        def items(shard: int) -> ShardItems[Request, Sample]:
             rows, requests, skipped = [], [], []
             for answer in _rows(answers, shard):
                 reason = _skip_reason(answer, config)
@@ -86,17 +86,22 @@ class ContinueStep(EngineStepKind[ContinueConfig]):
                 if room < 1:
                     skipped.append({"uuid": answer["uuid"], "reason": "no_room", "text": answer["text"]})
                     continue
-                seed = sample_seed(config.seed, "continue", answer["uuid"])
-                requests.append(Request([*prompt_ids, *prefix_ids], seed, min(config.sampling.max_tokens, room)))
+                requests.append(
+                    Request(
+                        [*prompt_ids, *prefix_ids],
+                        seed=sample_seed(config.seed, "continue", answer["uuid"]),
+                        max_tokens=min(config.sampling.max_tokens, room),
+                        temperature=config.temperature,
+                        top_p=config.sampling.top_p,
+                        stop_ids=teacher.stop_ids,
+                    )
+                )
                 rows.append({**answer, "prefix_ids": prefix_ids, "temperature": config.temperature})
-            top_p = config.sampling.top_p
-            samples = engine.generate(requests, config.temperature, top_p, teacher.stop_ids) if requests else []
-            yield {
-                "skipped": pa.Table.from_pylist(skipped, SKIPPED),
-                self.table: response_table(rows, requests, samples, teacher),
-            }
+            others = {"skipped": pa.Table.from_pylist(skipped, SKIPPED)}
+            return response_items(rows, requests, teacher, others)
 
-        return continue_shard
+        engine = open_engine(context)
+        return SamplingWork(engine.generate, engine.tokens_in_flight, items)
 
     def summarize(self, context: StepContext[ContinueConfig]) -> dict[str, Any]:
         """Continuations, tokens, how many were truncated, and why answers were skipped."""

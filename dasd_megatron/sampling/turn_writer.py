@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from multiprocessing.connection import wait
+from typing import Any, Literal, cast
 
-from dasd_megatron.sampling.engines.engine import Engine, Request, Sample
+from dasd_megatron.sampling.engines.engine import Arrivals, Request, Sample
 from dasd_megatron.sampling.engines.engine_process import EngineProcess
 from dasd_megatron.sampling.seeds import sample_seed
 from dasd_megatron.sampling.turn_boundaries import Boundaries, Boundary, Writer
@@ -66,60 +67,107 @@ class Limits:
     document: int
 
 
+@dataclass
+class _Queue:
+    """What one of the engines is at.
+
+    Attributes:
+        in_flight: drafts, by the numbers that the engine gives to requests.
+    """
+
+    engine: EngineProcess
+    sent: int = 0
+    in_flight: dict[int, int] = field(default_factory=dict)
+
+    def ask(self, requests: Mapping[int, Request]) -> None:
+        """Requests of drafts with these numbers."""
+        if requests:
+            self.engine.ask(list(requests.values()))
+        for number in requests:
+            self.in_flight[self.sent] = number
+            self.sent += 1
+
+    def ended(self) -> tuple[list[int], list[Sample]]:
+        """The next drafts that have got their turn."""
+        ended = self.engine.ended()
+        return [self.in_flight.pop(number) for number, _ in ended], [sample for _, sample in ended]
+
+
 @dataclass(frozen=True)
 class TurnWriter:
-    """Two models with their engines, which work at the same time on the drafts whose turn it is."""
+    """Two models with their engines, which work side by side, each on the drafts whose turn is its own."""
 
     student: Party
     teacher: Party
-    students_engine: EngineProcess
-    teachers_engine: Engine
+    engines: Mapping[Writer, EngineProcess]
     boundaries: Boundaries
     limits: Limits
     temperature: float
     top_p: float
     seed: int
+    # Drafts that are written at the same time.
+    most: int
+    _live: dict[int, Draft] = field(default_factory=dict, init=False)
 
     def draft(self, prompt: Mapping[str, Any]) -> Draft:
         """An empty response to a prompt (a row with `uuid` and `input`)."""
         student, teacher = (party.tokenizer.prompt_ids(prompt["input"]) for party in (self.student, self.teacher))
         return Draft(prompt, {"student": student, "teacher": teacher}, opening(self.student.tokenizer, student))
 
-    def turn(self, drafts: Sequence[Draft]) -> None:
-        """One turn of every draft that isn't finished."""
-        students, of_student = self._requests(drafts, "student")
-        teachers, of_teacher = self._requests(drafts, "teacher")
-        if students:
-            self.students_engine.start(of_student, self.temperature, self.top_p, self.student.stop_ids)
-        if teachers:
-            stop_ids = self.teacher.stop_ids
-            samples = self.teachers_engine.generate(of_teacher, self.temperature, self.top_p, stop_ids)
-            self.take("teacher", teachers, samples)
-        if students:
-            self.take("student", students, self.students_engine.result())
+    def tokens_in_flight(self) -> int:
+        """Tokens, so far, of the drafts that aren't finished."""
+        return sum(len(draft.ids["student"]) for draft in list(self._live.values()))
 
-    def _requests(self, drafts: Sequence[Draft], writer: Writer) -> tuple[list[Draft], list[Request]]:
-        """The drafts whose turn is this model's, with their requests; those that have no room left end here."""
-        party, chosen, requests = self._party(writer), [], []
-        for draft in drafts:
-            if draft.writer != writer or draft.finish_reason is not None:
-                continue
-            prompt_ids = draft.prompt_ids[writer]
-            if writer not in draft.ids:
-                draft.ids[writer] = party.format.prefix_ids(draft.text, prompt_ids)
-            ids = draft.ids[writer]
-            room = min(
-                min(self.limits.response, self.limits.document - len(draft.prompt_ids[name])) - len(known)
-                for name, known in draft.ids.items()
-            )
-            if room < 1:
-                draft.finish_reason = "length"
-                continue
-            seed = sample_seed(self.seed, "turns", draft.prompt["uuid"], draft.turns)
-            most = room if draft.answering else min(room, party.tokens)
-            requests.append(Request([*prompt_ids, *ids], seed, most))
-            chosen.append(draft)
-        return chosen, requests
+    def generate(self, prompts: Iterable[Mapping[str, Any] | None]) -> Iterator[list[tuple[int, Draft]]]:
+        """Finished responses to prompts (rows with `uuid` and `input`), by their numbers; see Engine.generate."""
+        arrivals, live = Arrivals(prompts), self._live
+        queues = {writer: _Queue(engine) for writer, engine in self.engines.items()}
+        while live or not arrivals.exhausted:
+            ready = []
+            for number, prompt in arrivals.take(self.most - len(live)):
+                live[number] = self.draft(prompt)
+                ready.append(number)
+            busy = {queue.engine.fileno(): writer for writer, queue in queues.items() if queue.in_flight}
+            for readable in wait(list(busy), timeout=0 if ready else None) if busy else []:
+                writer = busy[cast("int", readable)]
+                numbers, samples = queues[writer].ended()
+                self.take(writer, [live[number] for number in numbers], samples)
+                ready += numbers
+            self._ask(queues, {number: live[number] for number in ready})
+            if ended := [(number, live.pop(number)) for number in ready if live[number].finish_reason is not None]:
+                yield ended
+
+    def _ask(self, queues: Mapping[Writer, _Queue], drafts: Mapping[int, Draft]) -> None:
+        """Sends each draft to the model whose turn it is; those without room for more end here."""
+        for writer, queue in queues.items():
+            requests = {
+                number: self._request(draft)
+                for number, draft in drafts.items()
+                if draft.writer == writer and draft.finish_reason is None
+            }
+            queue.ask({number: request for number, request in requests.items() if request is not None})
+
+    def _request(self, draft: Draft) -> Request | None:
+        """The next turn; None where there is no room, and the draft ends."""
+        writer, party = draft.writer, self._party(draft.writer)
+        prompt_ids = draft.prompt_ids[writer]
+        if writer not in draft.ids:
+            draft.ids[writer] = party.format.prefix_ids(draft.text, prompt_ids)
+        room = min(
+            min(self.limits.response, self.limits.document - len(draft.prompt_ids[name])) - len(known)
+            for name, known in draft.ids.items()
+        )
+        if room < 1:
+            draft.finish_reason = "length"
+            return None
+        return Request(
+            [*prompt_ids, *draft.ids[writer]],
+            seed=sample_seed(self.seed, "turns", draft.prompt["uuid"], draft.turns),
+            max_tokens=room if draft.answering else min(room, party.tokens),
+            temperature=self.temperature,
+            top_p=self.top_p,
+            stop_ids=party.stop_ids,
+        )
 
     def take(self, writer: Writer, drafts: Sequence[Draft], samples: Sequence[Sample]) -> None:
         """Adds to each draft what the model wrote, as far as its turn goes."""
@@ -172,7 +220,8 @@ class TurnWriter:
 
 def _content_ids(sample: Sample) -> list[int]:
     """What was written, without the token that ended it."""
-    return sample.token_ids[: -1 if sample.finish_reason == "stop" else None]
+    ids: list[int] = sample.token_ids[: -1 if sample.finish_reason == "stop" else None].tolist()
+    return ids
 
 
 def _content(sample: Sample, party: Party) -> tuple[list[int], str]:

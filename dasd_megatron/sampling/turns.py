@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,16 +14,16 @@ from dasd_megatron.config.base import Positive, Temperature
 from dasd_megatron.config.models import ModelConfig
 from dasd_megatron.config.sampling import EngineConfig, SamplingConfig
 from dasd_megatron.config.stages import TurnsConfig
-from dasd_megatron.sampling.engine_step import EngineStepConfig, EngineStepKind, EngineWork
+from dasd_megatron.sampling.engine_step import EngineStepConfig, EngineWork
 from dasd_megatron.sampling.engines.engine_process import EngineProcess
-from dasd_megatron.sampling.engines.registry import load_engine
 from dasd_megatron.sampling.responses import RESPONSES, count_responses
 from dasd_megatron.sampling.sample import sampled_cost
+from dasd_megatron.sampling.sampling_step import SamplingStepKind, SamplingWork, ShardItems
 from dasd_megatron.sampling.student_rollout import answered_prompts
-from dasd_megatron.sampling.turn_boundaries import Boundaries, PredictedBoundaries, SentenceBoundaries
+from dasd_megatron.sampling.turn_boundaries import Boundaries, PredictedBoundaries, SentenceBoundaries, Writer
 from dasd_megatron.sampling.turn_writer import Draft, Limits, Party, TurnWriter
 from dasd_megatron.steps.cost_estimate import Cost, Documents, InputEstimates
-from dasd_megatron.steps.step import ShardWork, StepContext
+from dasd_megatron.steps.step import StepContext
 from dasd_megatron.tokenization.response_format import response_format, response_tokens
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer, open_tokenizer
 
@@ -38,6 +38,7 @@ class TurnsStepConfig(EngineStepConfig):
 
     model: ModelConfig
     student: ModelConfig
+    student_engine: EngineConfig
     sampling: SamplingConfig
     turns: TurnsConfig
     prompts: Positive | None
@@ -49,29 +50,31 @@ class TurnsStepConfig(EngineStepConfig):
     seed: int
 
 
-class TurnsStep(EngineStepKind[TurnsStepConfig]):
+class TurnsStep(SamplingStepKind[TurnsStepConfig]):
     """Reads `responses` of the stage before, runs `model`, the teacher, and `student`, side by side on the same GPUs; a shard is
     `sampling.prompts_per_shard` prompts."""
 
     name = "turns"
     command = "generate"
+    schema = TURNS
 
     def shard_count(self, context: StepContext[TurnsStepConfig]) -> int:
         """Shards of the prompts that are asked."""
         return math.ceil(len(_prompts(context)) / context.config.sampling.prompts_per_shard)
 
-    def open(self, context: StepContext[TurnsStepConfig]) -> ShardWork:
-        """Loads both engines; writes a shard's responses."""
+    def load(self, context: StepContext[TurnsStepConfig]) -> SamplingWork[dict[str, Any], Draft]:
+        """Loads both engines; asks for a shard's responses."""
         prompts, size = _prompts(context), context.config.sampling.prompts_per_shard
-        student, writer = _student(context), _writer(context)
+        student = _student(context)
 
-        def write(shard: int) -> Iterator[Mapping[str, pa.Table]]:
-            drafts = [writer.draft(prompt) for prompt in prompts[shard * size : (shard + 1) * size]]
-            while any(draft.finish_reason is None for draft in drafts):
-                writer.turn(drafts)
-            yield {self.table: _table(drafts, student, context.config)}
+        def items(shard: int) -> ShardItems[dict[str, Any], Draft]:
+            return ShardItems(
+                prompts[shard * size : (shard + 1) * size],
+                lambda _, drafts: _table(drafts, student, context.config),
+            )
 
-        return write
+        writer = _writer(context)
+        return SamplingWork(writer.generate, writer.tokens_in_flight, items)
 
     def summarize(self, context: StepContext[TurnsStepConfig]) -> dict[str, Any]:
         """Responses, tokens, how many were truncated, and the teacher's share of the text."""
@@ -119,28 +122,29 @@ def _writer(context: StepContext[TurnsStepConfig]) -> TurnWriter:
     if config.turns.boundary == "predictor":
         boundaries = PredictedBoundaries(inputs["student_predictor"], inputs["teacher_predictor"])
     share = config.turns.student_memory
-    students_engine = EngineProcess(inputs["student"], _engine(config.engine, share))
-    teachers_engine = load_engine(inputs["model"], _engine(config.engine, 1 - share))
+    engines: dict[Writer, EngineProcess] = {
+        "student": EngineProcess(inputs["student"], _engine(config.student_engine, share)),
+        "teacher": EngineProcess(inputs["model"], _engine(config.engine, 1 - share)),
+    }
     return TurnWriter(
         student=Party(student, response_format(config.student.response_format, student), config.turns.student_tokens),
         teacher=Party(teacher, response_format(config.model.response_format, teacher), config.turns.teacher_tokens),
-        students_engine=students_engine,
-        teachers_engine=teachers_engine,
+        engines=engines,
         boundaries=boundaries,
         limits=Limits(config.sampling.max_tokens, longest),
         temperature=config.temperature,
         top_p=config.sampling.top_p,
         seed=config.seed,
+        most=config.engine.max_batch,
     )
 
 
 def _engine(config: EngineConfig, share: float) -> EngineConfig:
-    """With a share of the memory; every turn's prompt is the one before and a little more, so prefixes are kept."""
-    memory = config.gpu_memory_utilization * share
-    return config.model_copy(update={"gpu_memory_utilization": memory, "prefix_caching": True})
+    """With a share of the memory."""
+    return config.model_copy(update={"gpu_memory_utilization": config.gpu_memory_utilization * share})
 
 
-def _table(drafts: list[Draft], student: ChatTokenizer, config: TurnsStepConfig) -> pa.Table:
+def _table(drafts: Sequence[Draft], student: ChatTokenizer, config: TurnsStepConfig) -> pa.Table:
     found = response_tokens(student, [(draft.prompt_ids["student"], draft.text) for draft in drafts])
     rows = []
     for draft, (ids, _) in zip(drafts, found, strict=True):

@@ -7,12 +7,14 @@ shape no result and enter no hash.
 
 from __future__ import annotations
 
+import contextlib
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import pyarrow as pa
 
@@ -117,6 +119,46 @@ class StepKind(ABC, Generic[C]):
         return inputs.shards("responses")
 
 
+class Claim(Protocol):
+    """A shard that is this process's to do, until the claim is closed."""
+
+    shard: int
+
+    def is_held(self) -> bool:
+        """Whether nobody has taken it over while this process stood still."""
+
+    def close(self) -> None:
+        """Gives it back."""
+
+
+class Claims(Protocol):
+    """The shards of a step, shared out among processes."""
+
+    def take(self) -> Claim | None:
+        """A shard that is left and that nobody works on; None where there is none at the moment."""
+
+    def exhausted(self) -> bool:
+        """Whether every shard is done, or claimed here, as far as `take` has seen."""
+
+
+# Seconds between looks for a shard, where others work on all that are left: should one of them die, its shard is free again.
+POLL = 0.2
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a step is.
+
+    Attributes:
+        done, total: of its unit; a total of None isn't known yet.
+        note: more in a few words.
+    """
+
+    done: int
+    total: int | None
+    note: str = ""
+
+
 # Shard number -> its tables by name, a piece at a time; at least one piece.
 ShardWork = Callable[[int], Iterable[Mapping[str, pa.Table]]]
 
@@ -130,6 +172,8 @@ class ShardedStepKind(StepKind[C]):
     extends: ClassVar[Mapping[str, str]] = {}
     # Of a row group of its tables, in memory.
     group_bytes: ClassVar[int] = GROUP_BYTES
+    # What its progress is counted in.
+    unit: ClassVar[str] = "shards"
 
     @abstractmethod
     def shard_count(self, context: StepContext[C]) -> int:
@@ -157,6 +201,23 @@ class ShardedStepKind(StepKind[C]):
         done = context.output.shard_numbers(self.table)
         return [shard for shard in range(self.shard_count(context)) if shard not in done]
 
+    def watch(self, context: StepContext[C]) -> Callable[[], Standing]:
+        """Looks how far all processes together are, each time that it is called."""
+        count = self.shard_count(context)
+        return lambda: Standing(count - len(self.pending(context)), count)
+
+    def do_shards(self, context: StepContext[C], claims: Claims) -> None:
+        """Does shards until none is left."""
+        work: ShardWork | None = None
+        while not claims.exhausted():
+            claim = claims.take()
+            if claim is None:
+                time.sleep(POLL)
+                continue
+            with contextlib.closing(claim):
+                work = work or self.open(context)
+                self.write(context, work, claim.shard, claim.is_held)  # whoever took it over writes the same
+
     def write(self, context: StepContext[C], work: ShardWork, shard: int, wanted: Callable[[], bool]) -> None:
         """Does one shard, and writes it if it's still `wanted` at the end."""
         with context.output.shard(shard, self.table, self.group_bytes) as writer:
@@ -166,12 +227,33 @@ class ShardedStepKind(StepKind[C]):
                 writer.discard()
 
     def run(self, context: StepContext[C]) -> dict[str, Any]:
-        """All shards that are left, in this process."""
-        work: ShardWork | None = None
-        for shard in self.pending(context):
-            work = work or self.open(context)
-            self.write(context, work, shard, lambda: True)
+        """All shards that are left, in this process, which has the step to itself."""
+        self.do_shards(context, _Unshared(self.pending(context)))
         return self.facts(context)
+
+
+class _Unshared:
+    """Claims of the only process."""
+
+    def __init__(self, pending: Sequence[int]) -> None:
+        self._pending = list(pending)
+
+    def take(self) -> Claim | None:
+        return _Own(self._pending.pop(0)) if self._pending else None
+
+    def exhausted(self) -> bool:
+        return not self._pending
+
+
+@dataclass
+class _Own:
+    shard: int
+
+    def is_held(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        pass
 
 
 @dataclass(frozen=True)

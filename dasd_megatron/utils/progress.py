@@ -16,7 +16,8 @@ LOG_INTERVAL = 15.0  # seconds between lines where standard error is no terminal
 class Progress:
     """Counts `total` units of work; use as a context manager. The unit "B" (bytes) is shown in kB, MB or GB."""
 
-    def __init__(self, label: str, total: int, unit: str, done: int = 0) -> None:
+    def __init__(self, label: str, total: int | None, unit: str, done: int = 0) -> None:
+        """`total`: None as long as it isn't known."""
         self.label, self.total, self.unit, self.done = label, total, unit, done
         self._first, self._start = done, time.monotonic()
         self._logged = self._start
@@ -26,9 +27,11 @@ class Progress:
                 total=total, initial=done, desc=label, unit=unit, unit_scale=unit == "B", dynamic_ncols=True
             )
 
-    def update(self, done: int, note: str = "") -> None:
-        """Sets the count reached, with a short note such as the loss."""
+    def update(self, done: int, note: str = "", total: int | None = None) -> None:
+        """Sets the count reached, with a short note such as the loss; and the total, where it is known better by now."""
+        self.total = total or self.total
         if self._bar is not None:
+            self._bar.total = self.total
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(done - self.done)
         changed, self.done = done != self.done, done
@@ -36,9 +39,11 @@ class Progress:
         if self._bar is None and (now - self._logged > LOG_INTERVAL or (changed and done == self.total)):
             self._logged = now
             rate = (done - self._first) / max(now - self._start, 1e-9)
-            left = f", {(self.total - done) / rate:.0f} s left" if rate > 0 and done < self.total else ""
+            left, counts = "", [done] if self.total is None else [done, self.total]
+            if self.total is not None and rate > 0 and done < self.total:
+                left = f", {(self.total - done) / rate:.0f} s left"
             print(
-                f"{self.label}: {self._amounts(done, self.total)}, {self._amounts(rate)}/s{left} {note}".rstrip(),
+                f"{self.label}: {self._amounts(*counts)}, {self._amounts(rate)}/s{left} {note}".rstrip(),
                 file=sys.stderr,
                 flush=True,
             )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dasd_megatron.config.sampling import EngineConfig
-from dasd_megatron.sampling.engines.engine import Engine, Request
+from dasd_megatron.sampling.engines.engine import Engine, Request, Sample, generate_all
 from dasd_megatron.sampling.engines.registry import load_engine
 from dasd_megatron.sampling.seeds import sample_seed
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer
@@ -40,19 +41,24 @@ def tokenizer(folder: Path) -> ChatTokenizer:
     return ChatTokenizer(folder)
 
 
-def requests(tokenizer: ChatTokenizer, max_tokens: int = 96) -> list[Request]:
+def requests(
+    tokenizer: ChatTokenizer, temperature: float = 0.0, max_tokens: int = 96, top_p: float = 1.0
+) -> list[Request]:
     return [
-        Request(tokenizer.prompt_ids(text), sample_seed("test", index), max_tokens)
+        Request(
+            tokenizer.prompt_ids(text), sample_seed("test", index), max_tokens, temperature, top_p, tokenizer.stop_ids
+        )
         for index, text in enumerate(PROBLEMS)
     ]
 
 
+def lists(samples: list[Sample]) -> list[tuple[list[int], list[float], str]]:
+    return [(sample.token_ids.tolist(), sample.logprobs.tolist(), sample.finish_reason) for sample in samples]
+
+
 def test_greedy_answers_and_logprobs_agree(engines: dict[str, Engine], tokenizer: ChatTokenizer) -> None:
-    first, second = (
-        engines[name].generate(requests(tokenizer), 0.0, 1.0, [tokenizer.end_of_turn_id])
-        for name in ("vllm", "transformers")
-    )
-    assert [sample.token_ids for sample in first] == [sample.token_ids for sample in second]
+    first, second = (generate_all(engines[name], requests(tokenizer)) for name in ("vllm", "transformers"))
+    assert [sample.token_ids.tolist() for sample in first] == [sample.token_ids.tolist() for sample in second]
     assert [sample.finish_reason for sample in first] == [sample.finish_reason for sample in second]
     for one, other in zip(first, second, strict=True):
         np.testing.assert_allclose(one.logprobs, other.logprobs, atol=TOLERANCE, rtol=0)
@@ -63,8 +69,8 @@ def test_sampled_logprobs_are_the_models_at_temperature_one(
     engines: dict[str, Engine], tokenizer: ChatTokenizer, name: str
 ) -> None:
     """Whatever the temperature, each token's log-probability is what scoring the whole sequence at T=1 gives."""
-    asked = requests(tokenizer)
-    samples = engines[name].generate(asked, 0.6, 1.0, [tokenizer.end_of_turn_id])
+    asked = requests(tokenizer, temperature=0.6)
+    samples = generate_all(engines[name], asked)
     sequences = [[*request.prompt_ids, *sample.token_ids] for request, sample in zip(asked, samples, strict=True)]
     for scores in (engines["vllm"].score(sequences), engines["transformers"].score(sequences)):
         for sample, score in zip(samples, scores, strict=True):
@@ -75,17 +81,15 @@ def test_sampled_logprobs_are_the_models_at_temperature_one(
 
 @pytest.mark.parametrize("name", ["vllm", "transformers"])
 def test_a_seeded_sample_repeats(engines: dict[str, Engine], tokenizer: ChatTokenizer, name: str) -> None:
-    first, second = (
-        engines[name].generate(requests(tokenizer), 1.0, 1.0, [tokenizer.end_of_turn_id]) for _ in range(2)
-    )
+    first, second = (lists(generate_all(engines[name], requests(tokenizer, temperature=1.0))) for _ in range(2))
     assert first == second
-    others = [Request(request.prompt_ids, request.seed + 1, request.max_tokens) for request in requests(tokenizer)]
-    assert engines[name].generate(others, 1.0, 1.0, [tokenizer.end_of_turn_id]) != first
+    others = [replace(request, seed=request.seed + 1) for request in requests(tokenizer, temperature=1.0)]
+    assert lists(generate_all(engines[name], others)) != first
 
 
 @pytest.mark.parametrize("name", ["vllm", "transformers"])
 def test_a_truncated_response_says_so(engines: dict[str, Engine], tokenizer: ChatTokenizer, name: str) -> None:
-    samples = engines[name].generate(requests(tokenizer, max_tokens=3), 0.0, 1.0, [tokenizer.end_of_turn_id])
+    samples = generate_all(engines[name], requests(tokenizer, max_tokens=3))
     assert {sample.finish_reason for sample in samples} == {"length"}
     assert {len(sample.token_ids) for sample in samples} == {3}
 
@@ -97,23 +101,27 @@ def test_responses_end_where_the_models_positions_do(
     engine, prompt = engines[name], tokenizer.prompt_ids(PROBLEMS[0])
     long = [prompt[0]] * (engine.max_length - 3)
     whole = [prompt[0]] * engine.max_length
-    near, none, usual = engine.generate(
-        [Request(long, 0, 50), Request(whole, 0, 50), requests(tokenizer)[0]], 0.0, 1.0, [tokenizer.end_of_turn_id]
+    usual_request = requests(tokenizer)[0]
+    near, none, usual = generate_all(
+        engine,
+        [replace(usual_request, prompt_ids=long), replace(usual_request, prompt_ids=whole), usual_request],
     )
     assert len(near.token_ids) <= 3
-    assert (none.token_ids, none.finish_reason) == ([], "length")
+    assert lists([none]) == [([], [], "length")]
     assert usual.finish_reason == "stop"
 
 
 def test_temperature_and_top_p_shape_the_samples(engines: dict[str, Engine], tokenizer: ChatTokenizer) -> None:
     """The two engines draw from the same distribution: mean log-probabilities agree within sampling noise."""
-    asked = [
-        Request(request.prompt_ids, request.seed + draw, 96) for draw in range(8) for request in requests(tokenizer)
-    ]
     for temperature, top_p in ((1.0, 1.0), (0.6, 1.0), (1.0, 0.5)):
+        asked = [
+            replace(request, seed=request.seed + draw)
+            for draw in range(8)
+            for request in requests(tokenizer, temperature, top_p=top_p)
+        ]
         means, errors = [], []
         for name in ("vllm", "transformers"):
-            samples = engines[name].generate(asked, temperature, top_p, [tokenizer.end_of_turn_id])
+            samples = generate_all(engines[name], asked)
             sums = [sum(sample.logprobs) for sample in samples]
             means.append(np.mean(sums))
             errors.append(np.std(sums) / np.sqrt(len(sums)))

@@ -19,7 +19,16 @@ from dasd_megatron.artifacts.artifact import Artifact
 from dasd_megatron.config.load import load_recipe
 from dasd_megatron.pipeline.graph import build_steps
 from tests.conftest import ROOT, TOY
-from tests.helpers.small_run import RECIPE, SMALL, artifacts, content_of, finish, launch, small_run
+from tests.helpers.small_run import (
+    RECIPE,
+    SMALL,
+    artifacts,
+    assert_same_rows,
+    assert_same_run,
+    finish,
+    launch,
+    small_run,
+)
 
 KILLS = 20
 
@@ -44,20 +53,18 @@ def test_run_gives_summary_report_and_model(calm: Path) -> None:
 
 def test_final_model_answers_the_same_in_transformers_and_vllm(calm: Path) -> None:
     from dasd_megatron.config.sampling import EngineConfig
-    from dasd_megatron.sampling.engines.engine import Request
+    from dasd_megatron.sampling.engines.engine import Request, generate_all
     from dasd_megatron.sampling.engines.registry import load_engine
     from dasd_megatron.tokenization.tokenizer import ChatTokenizer
 
     tokenizer = ChatTokenizer(calm / "final")
     texts = [json.loads(line)["input"] for line in (TOY / "validation.jsonl").read_text().splitlines()[:50]]
-    requests = [Request(tokenizer.prompt_ids(text), 0, 64) for text in texts]
+    requests = [Request(tokenizer.prompt_ids(text), 0, 64, 0.0, 1.0, tokenizer.stop_ids) for text in texts]
     answers = [
-        load_engine(calm / "final", EngineConfig(name=name, dtype="float32")).generate(
-            requests, 0.0, 1.0, [tokenizer.end_of_turn_id]
-        )
+        generate_all(load_engine(calm / "final", EngineConfig(name=name, dtype="float32")), requests)
         for name in ("transformers", "vllm")
     ]
-    assert [sample.token_ids for sample in answers[0]] == [sample.token_ids for sample in answers[1]]
+    assert [sample.token_ids.tolist() for sample in answers[0]] == [sample.token_ids.tolist() for sample in answers[1]]
 
 
 def test_second_run_does_nothing_again(calm: Path) -> None:
@@ -139,7 +146,7 @@ def test_killed_at_random_moments_it_ends_the_same(calm: Path, tmp_path: Path) -
     code, _, errors = finish(*small_run(folder))
     assert code == 0, errors[-3000:]
     assert kills >= KILLS - 2
-    assert content_of(folder) == content_of(calm)
+    assert_same_run(folder, calm)
 
 
 @pytest.mark.full
@@ -166,8 +173,9 @@ def test_a_killed_replica_gives_its_shard_back(calm: Path, tmp_path: Path) -> No
     os.kill(replicas[0], signal.SIGKILL)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors[-3000:]
+    assert len(list(folder.glob("*.parquet"))) == 4
     for path in folder.glob("*.parquet"):
-        assert path.read_bytes() == (calm / "artifacts" / folder.name / path.name).read_bytes()
+        assert_same_rows(path, calm / "artifacts" / folder.name / path.name)
 
 
 @pytest.mark.full
@@ -188,7 +196,7 @@ def test_truncated_shard_stops_the_step_that_reads_it(calm: Path, tmp_path: Path
     shutil.rmtree(shard.parent)  # the remedy
     code, _, errors = finish(*small_run(folder))
     assert code == 0, errors[-3000:]
-    assert content_of(folder) == content_of(calm)
+    assert_same_run(folder, calm)
 
 
 @pytest.mark.full
@@ -207,7 +215,7 @@ def test_killed_inside_a_save_it_goes_on(calm: Path, tmp_path: Path) -> None:
     process.communicate()
     code, _, errors = finish(*small_run(folder))
     assert code == 0, errors[-3000:]
-    assert content_of(folder) == content_of(calm)
+    assert_same_run(folder, calm)
 
 
 def check_refused(errors: str, code: int, message: str) -> None:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from dasd_megatron.config.sampling import EngineConfig
-from dasd_megatron.sampling.engines.engine import Request
+from dasd_megatron.sampling.engines.engine import Request, generate_all
 from dasd_megatron.sampling.engines.registry import load_engine
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer
 from tests.conftest import CACHE, ROOT
@@ -67,10 +67,12 @@ def convert(*arguments: object) -> str:
 
 def answers(folder: Path, engine: str) -> list[list[int]]:
     tokenizer = ChatTokenizer(folder)
-    requests = [Request(tokenizer.prompt_ids(question), n, TOKENS) for n, question in enumerate(QUESTIONS)]
+    requests = [
+        Request(tokenizer.prompt_ids(question), n, TOKENS, 0.0, 1.0, tokenizer.stop_ids)
+        for n, question in enumerate(QUESTIONS)
+    ]
     settings = EngineConfig(name=engine, dtype="float32", max_batch=4)
-    samples = load_engine(folder, settings).generate(requests, 0.0, 1.0, [tokenizer.end_of_turn_id])
-    return [sample.token_ids for sample in samples]
+    return [sample.token_ids.tolist() for sample in generate_all(load_engine(folder, settings), requests)]
 
 
 def test_a_real_model(smollm2: Path, tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_overrides_reach_nested_keys_and_lists() -> None:
         (["stages.1.training.min_learning_rate=1.0"], "stages.1.training: min_learning_rate is above learning_rate"),
         (["stages.1.name=low_temperature"], "stages need distinct names"),
         (["stages.2.training.lr=1"], "unknown key 'stages.2.training.lr'"),
-        (["engine.name=sglang"], "engine.name: no engine is called 'sglang'; there are: vllm, transformers"),
+        (["engine.name=sglang"], "engine.name: no engine is called 'sglang'; there are: vllm, server, transformers"),
         (
             ["selection.score=share"],
             "selection.score: no selection score is called 'share'; the nearest is 'share_above'",

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,7 @@ from dasd_megatron.config.recipe import Recipe
 from dasd_megatron.config.sampling import EngineConfig, SamplingConfig
 from dasd_megatron.config.stages import MixedPolicyConfig, TurnsConfig
 from dasd_megatron.pipeline.graph import build_steps
-from dasd_megatron.sampling.engines.engine import Request, Sample
+from dasd_megatron.sampling.engines.engine import Request, Sample, generate_all
 from dasd_megatron.sampling.engines.engine_process import EngineProcess
 from dasd_megatron.sampling.engines.registry import load_engine
 from dasd_megatron.sampling.turn_boundaries import (
@@ -49,6 +49,7 @@ PROBLEMS = ["3*4+1?", "2*5-3?", "7-2*2?"]
 def turns_config(student: str, teacher: str, temperature: float, **changes: Any) -> TurnsStepConfig:
     settings: dict[str, Any] = {
         "engine": ENGINE,
+        "student_engine": ENGINE,
         "model": ModelConfig(model=TOY / teacher),
         "student": ModelConfig(model=TOY / student),
         "sampling": SamplingConfig(max_tokens=96),
@@ -108,13 +109,13 @@ def test_one_model_in_turns_with_itself_writes_what_it_writes_alone(
     """Greedy: wherever turns end, nothing is lost, repeated or told to the other in other tokens."""
     _, rows = written(make_context, tmp_path, turns_config(model, model, 0.0))
     tokenizer = ChatTokenizer(TOY / model)
-    requests = [Request(tokenizer.prompt_ids(row["input"]), 0, 96) for row in rows]
-    samples = load_engine(TOY / model, ENGINE).generate(requests, 0.0, 1.0, tokenizer.stop_ids)
+    requests = [Request(tokenizer.prompt_ids(row["input"]), 0, 96, 0.0, 1.0, tokenizer.stop_ids) for row in rows]
+    samples = generate_all(load_engine(TOY / model, ENGINE), requests)
     assert len(rows) == 3
     for row, sample in zip(rows, samples, strict=True):
         assert len(row["turn_bytes"]) > 2
         assert row["finish_reason"] == sample.finish_reason
-        assert row["token_ids"] == sample.token_ids
+        assert row["token_ids"] == sample.token_ids.tolist()
 
 
 def test_responses_end_where_a_document_would(make_context: Any, tmp_path: Path) -> None:
@@ -212,43 +213,46 @@ def test_a_predictor_that_is_none_is_refused(tmp_path: Path) -> None:
         TokenClassifier(TOY / "student")  # a language model: its labels would be random
 
 
+def sample(ids: list[int], finish_reason: Literal["stop", "length"]) -> Sample:
+    return Sample.of(ids, [0.0] * len(ids), finish_reason)
+
+
 def test_a_harmony_teacher_that_ends_its_analysis_leaves_the_answer_to_the_student(
     qwen3: ChatTokenizer, gptoss: ChatTokenizer
 ) -> None:
     writer = TurnWriter(
         student=Party(qwen3, response_format("think", qwen3), 10),
         teacher=Party(gptoss, response_format("harmony", gptoss), 20),
-        students_engine=cast("EngineProcess", None),
-        teachers_engine=cast("EngineProcess", None),
+        engines={},
         boundaries=SentenceBoundaries(SENTENCE_END),
         limits=Limits(1000, 2000),
         temperature=1.0,
         top_p=1.0,
         seed=0,
+        most=1,
     )
     draft = writer.draft({"uuid": "u", "input": "2+2?"})
     first = qwen3.encode("<think>\nOkay, so we")
-    writer.take("student", [draft], [Sample(first, [0.0] * len(first), "length")])
+    writer.take("student", [draft], [sample(first, "length")])
     assert (draft.text, draft.writer) == ("<think>\nOkay, so", "teacher")
     draft.ids["teacher"] = writer.teacher.format.prefix_ids(draft.text, draft.prompt_ids["teacher"])
     second = gptoss.encode(" the sum of 2 and 2 is 4<|end|>")
-    writer.take("teacher", [draft], [Sample(second, [0.0] * len(second), "stop")])
+    writer.take("teacher", [draft], [sample(second, "stop")])
     assert draft.text == "<think>\nOkay, so the sum of 2 and 2 is 4\n</think>"
     assert (draft.answering, draft.writer) == (True, "student")
     assert qwen3.decode_bytes(draft.ids["student"]).decode() == draft.text
     third = [*qwen3.encode("\n\n4"), qwen3.end_of_turn_id]
-    writer.take("student", [draft], [Sample(third, [0.0] * len(third), "stop")])
+    writer.take("student", [draft], [sample(third, "stop")])
     assert (draft.text[-4:], draft.finish_reason) == (">\n\n4", "stop")
     assert draft.turn_bytes == [len("<think>\nOkay, so"), len(" the sum of 2 and 2 is 4\n</think>"), len("\n\n4")]
 
 
 def test_half_a_character_is_left_to_the_next_turn(qwen3: ChatTokenizer) -> None:
     party = Party(qwen3, response_format("think", qwen3), 10)
-    none = cast("EngineProcess", None)
-    writer = TurnWriter(party, party, none, none, SentenceBoundaries(SENTENCE_END), Limits(99, 99), 1.0, 1.0, 0)
+    writer = TurnWriter(party, party, {}, SentenceBoundaries(SENTENCE_END), Limits(99, 99), 1.0, 1.0, 0, most=1)
     draft = writer.draft({"uuid": "u", "input": "?"})
     ids = qwen3.encode("<think>\nIt is 𒀀")[:-1]
-    writer.take("student", [draft], [Sample(ids, [0.0] * len(ids), "length")])
+    writer.take("student", [draft], [sample(ids, "length")])
     assert qwen3.decode_bytes(draft.ids["student"]).decode() == draft.text == "<think>\nIt is"
 
 
@@ -262,13 +266,13 @@ def test_an_engine_process_that_is_killed_is_said(busy: bool) -> None:
     engine = EngineProcess(TOY / "student", ENGINE)
     if busy:  # the request is never read
         engine._process.send_signal(signal.SIGSTOP)
-        engine.start([Request([1], 0, 1)], 1.0, 1.0, [])
+        engine.ask([Request([1], 0, 1, 1.0, 1.0, [])])
     engine._process.kill()
     engine._process.wait()
     if not busy:
-        engine.start([Request([1], 0, 1)], 1.0, 1.0, [])
+        engine.ask([Request([1], 0, 1, 1.0, 1.0, [])])
     with pytest.raises(UserError, match=r"student: the engine's process ended \(exit code -9\); where memory ran out"):
-        engine.result()
+        engine.ended()
 
 
 def test_an_engine_process_ends_with_its_parent(tmp_path: Path) -> None:
@@ -288,13 +292,17 @@ def test_an_engine_process_ends_with_its_parent(tmp_path: Path) -> None:
 
 def test_an_engine_process_gives_what_the_engine_gives() -> None:
     tokenizer = ChatTokenizer(TOY / "student")
-    requests = [Request(tokenizer.prompt_ids(text), 7, 20) for text in PROBLEMS]
+    requests = [Request(tokenizer.prompt_ids(text), 7, 20, 1.0, 1.0, tokenizer.stop_ids) for text in PROBLEMS]
     process = EngineProcess(TOY / "student", ENGINE)
-    process.start(requests, 1.0, 1.0, tokenizer.stop_ids)
-    expected = load_engine(TOY / "student", ENGINE).generate(requests, 1.0, 1.0, tokenizer.stop_ids)
-    for one, other in zip(process.result(), expected, strict=True):
-        assert one.token_ids == other.token_ids
-        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
+    found: dict[int, Sample] = {}
+    process.ask(requests[:2])
+    while len(found) < 2:
+        found.update(process.ended())
+    process.ask(requests[2:])  # it waited
+    found.update(process.ended())
+    for number, other in enumerate(generate_all(load_engine(TOY / "student", ENGINE), requests)):
+        assert found[number].token_ids.tolist() == other.token_ids.tolist()
+        np.testing.assert_allclose(found[number].logprobs, other.logprobs, atol=1e-5)
 
 
 def test_a_recipe_with_turns_has_their_step() -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +18,17 @@ class Request:
         prompt_ids: token ids to continue.
         seed: makes the sample reproducible, whatever else is sampled with it.
         max_tokens: the longest response.
+        temperature: 0 is greedy.
+        top_p: share of the distribution that is sampled from.
+        stop_ids: any of them ends the response.
     """
 
     prompt_ids: Sequence[int]
     seed: int
     max_tokens: int
+    temperature: float
+    top_p: float
+    stop_ids: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -30,14 +36,27 @@ class Sample:
     """One sampled response.
 
     Attributes:
-        token_ids: [n], the end-of-turn token included where the model wrote it.
-        logprobs: [n], natural log-probability of each token under the model at T=1, whatever the sampling temperature.
+        token_ids: int32 [n], the end-of-turn token included where the model wrote it.
+        logprobs: float32 [n], natural log-probability of each token under the model at T=1, whatever the sampling temperature.
         finish_reason: "stop" if the model ended its turn, "length" if it was truncated.
     """
 
-    token_ids: list[int]
-    logprobs: list[float]
+    token_ids: NDArray[np.int32]
+    logprobs: NDArray[np.float32]
     finish_reason: Literal["stop", "length"]
+
+    @classmethod
+    def of(
+        cls, token_ids: Sequence[int], logprobs: Sequence[float], finish_reason: Literal["stop", "length"]
+    ) -> Sample:
+        """From lists."""
+        return cls(np.array(token_ids, np.int32), np.array(logprobs, np.float32), finish_reason)
+
+
+# Requests as they come: None where there is none at the moment.
+Requests = Iterable[Request | None]
+# What ended at the same time: the numbers of requests, from 0 in the order that they came in, with their samples.
+Ended = list[tuple[int, Sample]]
 
 
 # Of a position, the likeliest tokens that `brier` counts.
@@ -84,22 +103,51 @@ class Engine(Protocol):
     def max_length(self) -> int:
         """Tokens of the longest prompt and response together."""
 
-    def generate(
-        self, requests: Sequence[Request], temperature: float, top_p: float, stop_ids: Sequence[int]
-    ) -> list[Sample]:
-        """One sample a request, in order; temperature 0 is greedy. Any of `stop_ids` ends a response."""
+    def generate(self, requests: Requests) -> Iterator[Ended]:
+        """A sample of each request, as soon as it has ended.
+
+        Takes a request whenever there is room for one: as long as there are any, the engine is full. After a None it goes on with
+        what it has, and asks again; with nothing in flight, it is for `requests` to wait.
+        """
+
+    def tokens_in_flight(self) -> int:
+        """Tokens, so far, of the responses that haven't ended; about so many, and from any thread."""
 
     def score(self, sequences: Sequence[Sequence[int]], brier: bool = False) -> list[TokenScores]:
-        """Scores of each sequence of token ids; `brier` costs an engine time and memory, and is left out unless asked for."""
+        """Scores of each sequence of token ids; `brier` costs an engine time and memory, and is left out unless asked for.
+        May be called while `generate` takes a request."""
 
 
-EMPTY = Sample([], [], "length")
+EMPTY = Sample.of([], [], "length")
 
 
-def generate_where_there_is_room(
-    requests: Sequence[Request], max_length: int, generate: Callable[[list[Request]], list[Sample]]
-) -> list[Sample]:
-    """`generate` of the requests whose prompts leave room, EMPTY for the others."""
-    fitting = [request for request in requests if len(request.prompt_ids) < max_length]
-    samples = iter(generate(fitting) if fitting else [])
-    return [next(samples) if len(request.prompt_ids) < max_length else EMPTY for request in requests]
+T = TypeVar("T")
+
+
+class Arrivals(Generic[T]):
+    """Things as they come, numbered from 0; None where there is none at the moment."""
+
+    def __init__(self, coming: Iterable[T | None]) -> None:
+        self._coming, self._count = iter(coming), 0
+        self.exhausted = False
+
+    def take(self, most: int) -> list[tuple[int, T]]:
+        """At most so many, as far as there are any at the moment."""
+        taken: list[tuple[int, T]] = []
+        while len(taken) < most and not self.exhausted:
+            try:
+                arrived = next(self._coming)
+            except StopIteration:
+                self.exhausted = True
+                break
+            if arrived is None:
+                break
+            taken.append((self._count, arrived))
+            self._count += 1
+        return taken
+
+
+def generate_all(engine: Engine, requests: Sequence[Request]) -> list[Sample]:
+    """A sample of each request, in order."""
+    found = {number: sample for ended in engine.generate(requests) for number, sample in ended}
+    return [found[number] for number in range(len(requests))]

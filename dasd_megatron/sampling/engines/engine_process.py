@@ -10,14 +10,17 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from dasd_megatron.config.sampling import EngineConfig
-from dasd_megatron.sampling.engines.engine import Request, Sample
+from dasd_megatron.sampling.engines.engine import Ended, Engine, Request
 from dasd_megatron.sampling.engines.registry import ENGINES
 from dasd_megatron.utils.child_process import child_options
 from dasd_megatron.utils.errors import UserError
@@ -51,13 +54,17 @@ class EngineProcess:
         self._send((ENGINES.get(config.name, "engine.name"), model, config))  # the class itself: it may be a plugin's
         self._received()
 
-    def start(self, requests: Sequence[Request], temperature: float, top_p: float, stop_ids: Sequence[int]) -> None:
-        """Begins with these requests (see Engine.generate); `result` has their samples."""
-        self._send((list(requests), temperature, top_p, list(stop_ids)))
+    def fileno(self) -> int:
+        """For `multiprocessing.connection.wait`: readable when `ended` returns at once."""
+        return self._connection.fileno()
 
-    def result(self) -> list[Sample]:
-        """The samples of the requests that were begun."""
-        samples: list[Sample] = self._received()
+    def ask(self, requests: Sequence[Request]) -> None:
+        """Gives the engine more to do; requests are numbered from 0 in the order that they are given in."""
+        self._send(list(requests))
+
+    def ended(self) -> Ended:
+        """Waits for the next samples (see Engine.generate)."""
+        samples: Ended = self._received()
         return samples
 
     def _send(self, message: object) -> None:
@@ -83,16 +90,48 @@ def main() -> None:
     connection: Connection[Any, Any] = Connection(int(sys.argv[1]))
     try:
         load, model, config = connection.recv()
-        engine = load(model, config)
+        engine: Engine = load(model, config)
         connection.send("loaded")
-        while True:
-            connection.send(engine.generate(*connection.recv()))
+        _generate(engine, connection)
     except UserError as error:
         connection.send(error)
     except (EOFError, ConnectionError):  # the parent is done
         pass
     sys.stderr.flush()
     os._exit(0)  # taking an engine down in order costs seconds
+
+
+def _generate(engine: Engine, connection: Connection[Any, Any]) -> None:
+    """Until the connection ends."""
+    arrived: SimpleQueue[list[Request] | None] = SimpleQueue()
+    # A thread takes them, so that the parent never waits with requests for a child that waits with samples.
+    threading.Thread(target=_receive, args=(connection, arrived), daemon=True).start()
+    in_flight = 0
+
+    def requests() -> Iterator[Request | None]:
+        nonlocal in_flight
+        waiting: deque[Request] = deque()
+        while True:
+            if not waiting and (not in_flight or not arrived.empty()):
+                if (more := arrived.get()) is None:
+                    return
+                waiting.extend(more)
+            if waiting:
+                in_flight += 1
+                yield waiting.popleft()
+            else:
+                yield None
+
+    for ended in engine.generate(requests()):
+        in_flight -= len(ended)
+        connection.send(ended)
+
+
+def _receive(connection: Connection[Any, Any], arrived: SimpleQueue[list[Request] | None]) -> None:
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            arrived.put(connection.recv())
+    arrived.put(None)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ ENGINES: Registry[Callable[[Path, EngineConfig], Engine]] = Registry(
     "engine",
     {
         "vllm": "dasd_megatron.sampling.engines.vllm_engine:VllmEngine",
+        "server": "dasd_megatron.sampling.engines.server_engine:ServerEngine",
         "transformers": "dasd_megatron.sampling.engines.transformers_engine:TransformersEngine",
     },
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,14 +13,20 @@ from transformers.utils import logging
 
 from dasd_megatron.config.sampling import EngineConfig
 from dasd_megatron.sampling.engines.engine import (
+    EMPTY,
     TOP,
+    Arrivals,
+    Ended,
     Request,
+    Requests,
     Sample,
     TokenScores,
     brier_scores,
-    generate_where_there_is_room,
 )
 from dasd_megatron.utils.errors import UserError
+
+# Batches' worth of requests among which it looks for prompts of equal length.
+READ_AHEAD = 4
 
 
 class TransformersEngine:
@@ -37,24 +43,27 @@ class TransformersEngine:
             raise UserError(f"{model}: the model can't be loaded: {error}") from None
         self._model = self._model.to(self._device).eval()
         self._max_batch: int = config.max_batch
+        self._tokens_in_flight = 0
         self.max_length: int = config.max_length or self._model.config.max_position_embeddings
 
-    @torch.inference_mode()
-    def generate(
-        self, requests: Sequence[Request], temperature: float, top_p: float, stop_ids: Sequence[int]
-    ) -> list[Sample]:
-        return generate_where_there_is_room(
-            requests, self.max_length, lambda fitting: self._generate(fitting, temperature, top_p, frozenset(stop_ids))
-        )
+    def generate(self, requests: Requests) -> Iterator[Ended]:
+        arrivals = Arrivals(requests)
+        while not arrivals.exhausted:
+            taken, ended = [], Ended()
+            for number, request in arrivals.take(READ_AHEAD * self._max_batch):
+                if len(request.prompt_ids) < self.max_length:
+                    taken.append((number, request))
+                else:
+                    ended.append((number, EMPTY))
+            if ended:
+                yield ended
+            for batch in _equal_lengths([request.prompt_ids for _, request in taken], self._max_batch):
+                numbers = [taken[index][0] for index in batch]
+                for ended in self._decode([taken[index][1] for index in batch]):
+                    yield [(numbers[index], sample) for index, sample in ended]
 
-    def _generate(
-        self, requests: list[Request], temperature: float, top_p: float, stop_ids: frozenset[int]
-    ) -> list[Sample]:
-        samples: dict[int, Sample] = {}
-        for batch in _equal_lengths([request.prompt_ids for request in requests], self._max_batch):
-            decoded = self._decode([requests[index] for index in batch], temperature, top_p, stop_ids)
-            samples.update(zip(batch, decoded, strict=True))
-        return [samples[index] for index in range(len(requests))]
+    def tokens_in_flight(self) -> int:
+        return self._tokens_in_flight
 
     @torch.inference_mode()
     def score(self, sequences: Sequence[Sequence[int]], brier: bool = False) -> list[TokenScores]:
@@ -66,9 +75,9 @@ class TransformersEngine:
                 scores[index] = _scores(rows, targets, brier)
         return [scores[index] for index in range(len(sequences))]
 
-    def _decode(
-        self, requests: list[Request], temperature: float, top_p: float, stop_ids: frozenset[int]
-    ) -> list[Sample]:
+    @torch.inference_mode()
+    def _decode(self, requests: list[Request]) -> Iterator[Ended]:
+        """Samples of requests with prompts of equal length, as they end."""
         generators = [torch.Generator().manual_seed(request.seed) for request in requests]
         ids: list[list[int]] = [[] for _ in requests]
         logprobs: list[list[float]] = [[] for _ in requests]
@@ -79,25 +88,31 @@ class TransformersEngine:
             output = self._model(input_ids=current, past_key_values=cache, use_cache=True)
             cache, scores = output.past_key_values, output.logits[:, -1].float().cpu()
             chosen = [
-                _choose(row, temperature, top_p, generators[index]) for row, index in zip(scores, live, strict=True)
+                _choose(row, requests[index].temperature, requests[index].top_p, generators[index])
+                for row, index in zip(scores, live, strict=True)
             ]
             chosen_logprobs = scores.log_softmax(-1).gather(-1, torch.tensor(chosen)[:, None]).squeeze(-1).tolist()
-            going = []
+            going: list[int] = []
+            ended: Ended = []
             for row, index in enumerate(live):
                 ids[index].append(chosen[row])
                 logprobs[index].append(chosen_logprobs[row])
-                if chosen[row] not in stop_ids and len(ids[index]) < min(
-                    requests[index].max_tokens, self.max_length - len(requests[index].prompt_ids)
-                ):
+                if self._goes_on(requests[index], ids[index]):
                     going.append(row)
+                else:
+                    stopped = chosen[row] in requests[index].stop_ids
+                    ended.append((index, Sample.of(ids[index], logprobs[index], "stop" if stopped else "length")))
             if len(going) < len(live):
                 cache.batch_select_indices(torch.tensor(going, dtype=torch.long, device=self._device))
             live = [live[row] for row in going]
+            self._tokens_in_flight = sum(len(ids[index]) for index in live)
             current = torch.tensor([[chosen[row]] for row in going], device=self._device)
-        return [
-            Sample(row, scores, "stop" if row[-1] in stop_ids else "length")
-            for row, scores in zip(ids, logprobs, strict=True)
-        ]
+            if ended:
+                yield ended
+
+    def _goes_on(self, request: Request, ids: list[int]) -> bool:
+        room = min(request.max_tokens, self.max_length - len(request.prompt_ids))
+        return ids[-1] not in request.stop_ids and len(ids) < room
 
 
 def _scores(logprobs: torch.Tensor, targets: torch.Tensor, brier: bool) -> TokenScores:

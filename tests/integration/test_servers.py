@@ -1,0 +1,190 @@
+"""OpenAI-compatible servers as engines: two real `vllm serve`, faults and all."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dasd_megatron.config.sampling import EngineConfig, ServerConfig
+from dasd_megatron.sampling.engines.engine import Request, generate_all
+from dasd_megatron.sampling.engines.registry import load_engine
+from dasd_megatron.sampling.engines.server_engine import ServerEngine
+from dasd_megatron.sampling.seeds import sample_seed
+from dasd_megatron.tokenization.tokenizer import ChatTokenizer
+from dasd_megatron.utils.errors import UserError
+from tests.conftest import TOY
+from tests.helpers.servers import FaultProxy, VllmServer, free_port
+
+pytestmark = pytest.mark.full
+MODEL = TOY / "teacher"
+KEY, KEY_VARIABLE = "a-secret", "TEST_SERVER_KEY"
+PROBLEMS = [json.loads(line)["input"] for line in (TOY / "validation.jsonl").read_text().splitlines()[:100]]
+# JSON has all digits of a float; kernels sum in another order in a batch of other size.
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[VllmServer]]:
+    """Two, which the last test leaves one of."""
+    folder = tmp_path_factory.mktemp("servers")
+    started = [VllmServer(MODEL, folder, "--served-model-name", "toy", key=KEY) for _ in range(2)]
+    for server in started:
+        server.wait()
+    yield started
+    for server in started:
+        server.kill()
+
+
+def engine(*urls: str, folder: Path = MODEL, max_batch: int = 16, **settings: Any) -> ServerEngine:
+    server = ServerConfig(**{"endpoints": list(urls), "api_key_variable": KEY_VARIABLE, "patience": 5, **settings})
+    return ServerEngine(folder, EngineConfig(name="server", dtype="float32", max_batch=max_batch, server=server))
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> ChatTokenizer:
+    return ChatTokenizer(MODEL)
+
+
+def requests(tokenizer: ChatTokenizer, temperature: float) -> list[Request]:
+    return [
+        Request(tokenizer.prompt_ids(text), sample_seed("test", n), 96, temperature, 1.0, tokenizer.stop_ids)
+        for n, text in enumerate(PROBLEMS)
+    ]
+
+
+@pytest.fixture(scope="module")
+def in_process() -> Any:
+    return load_engine(MODEL, EngineConfig(name="vllm", dtype="float32", max_batch=32))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_server_gives_what_vllm_in_process_gives(
+    servers: list[VllmServer], in_process: Any, tokenizer: ChatTokenizer, temperature: float
+) -> None:
+    asked = requests(tokenizer, temperature)
+    expected = generate_all(in_process, asked)
+    found = generate_all(engine(servers[0].url), asked)
+    for one, other in zip(found, expected, strict=True):
+        assert one.token_ids.tolist() == other.token_ids.tolist()
+        assert one.finish_reason == other.finish_reason
+        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=TOLERANCE, rtol=0)
+
+
+def test_a_prefix_is_continued(servers: list[VllmServer], in_process: Any, tokenizer: ChatTokenizer) -> None:
+    (whole,) = generate_all(in_process, requests(tokenizer, 0.0)[:1])
+    first = requests(tokenizer, 0.0)[0]
+    prefixed = replace(first, prompt_ids=[*first.prompt_ids, *whole.token_ids[:10].tolist()])
+    (rest,) = generate_all(engine(servers[0].url), [prefixed])
+    assert rest.token_ids.tolist() == whole.token_ids[10:].tolist()
+
+
+def test_a_server_scores(servers: list[VllmServer], in_process: Any, tokenizer: ChatTokenizer) -> None:
+    asked = requests(tokenizer, 1.0)[:20]
+    samples = generate_all(in_process, asked)
+    sequences = [[*request.prompt_ids, *sample.token_ids] for request, sample in zip(asked, samples, strict=True)]
+    scored = engine(servers[0].url, servers[1].url).score(sequences)
+    for one, other in zip(scored, in_process.score(sequences), strict=True):
+        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=TOLERANCE, rtol=0)
+        assert one.ranks.tolist() == other.ranks.tolist()
+    with pytest.raises(UserError, match=r"servers don't give .* set engine\.scorer\.name=vllm"):
+        engine(servers[0].url).score(sequences, brier=True)
+
+
+def test_prompts_without_room_and_long_ones(servers: list[VllmServer], tokenizer: ChatTokenizer) -> None:
+    found = engine(servers[0].url)
+    (first,) = requests(tokenizer, 0.0)[:1]
+    near = replace(first, prompt_ids=[first.prompt_ids[0]] * (found.max_length - 3))
+    none = replace(first, prompt_ids=[first.prompt_ids[0]] * found.max_length)
+    samples = generate_all(found, [near, none])
+    assert len(samples[0].token_ids) <= 3
+    assert len(samples[1].token_ids) == 0
+
+
+class _Page(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"<html>Welcome to nginx!</html>")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def web_page() -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Page)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_what_is_wrong_is_said_once(
+    servers: list[VllmServer], web_page: str, monkeypatch: pytest.MonkeyPatch, tokenizer: ChatTokenizer
+) -> None:
+    url = servers[0].url
+    cases = [
+        (
+            partial(engine, web_page),
+            r"no JSON object came back, so http://.* is no OpenAI-compatible server; .* ends in /v1",
+        ),
+        (partial(engine, url.removesuffix("/v1")), r"404 Not Found.*address mostly ends in /v1"),
+        (partial(engine, url, api_key_variable=None), r"401 Unauthorized.*engine\.server\.api_key_variable names"),
+        (partial(engine, url, model="gpt-5"), r"engine\.server\.model=gpt-5: not served; the servers have toy"),
+        (
+            partial(engine, url, folder=TOY / "student"),
+            r"different tokenizers; name the folder of the model that is served",
+        ),
+        (partial(engine, f"http://127.0.0.1:{free_port()}/v1"), r"no server has answered for 5 s .*no connection"),
+        (engine, r"engine\.server\.endpoints is empty"),
+        (
+            partial(engine, url, api_key_variable="NO_SUCH_VARIABLE"),
+            r"api_key_variable=NO_SUCH_VARIABLE: the environment has no such variable",
+        ),
+        (partial(engine, FaultProxy(url, strip=("token_ids",)).url), r"without token ids \(return_token_ids\)"),
+        (partial(engine, FaultProxy(url, strip=("logprobs",)).url), r"without log-probabilities \(logprobs\)"),
+    ]
+    for call, message in cases:
+        with pytest.raises(UserError, match=message):
+            call()
+    monkeypatch.setenv(KEY_VARIABLE, "wrong")
+    with pytest.raises(UserError, match=r"401 Unauthorized") as refused:
+        engine(url)
+    assert "wrong" not in str(refused.value)
+
+
+def test_every_response_arrives_once_through_faults_and_a_dead_server(
+    servers: list[VllmServer], in_process: Any, tokenizer: ChatTokenizer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    proxies = [FaultProxy(server.url, faults=0.05) for server in servers]
+    asked = [replace(request, seed=n) for n, request in enumerate(requests(tokenizer, 0.0) * 4)]
+    expected = generate_all(in_process, asked[: len(PROBLEMS)])
+    pool = engine(*(proxy.url for proxy in proxies), timeout=5, patience=60)
+    found: dict[int, Any] = {}
+    for ended in pool.generate(iter(asked)):
+        for number, sample in ended:
+            assert number not in found
+            found[number] = sample
+        if len(found) > len(asked) // 3:
+            servers[1].kill()
+    assert sorted(found) == list(range(len(asked)))
+    for number, sample in found.items():
+        other = expected[number % len(PROBLEMS)]
+        assert sample.token_ids.tolist() == other.token_ids.tolist()
+        np.testing.assert_allclose(sample.logprobs, other.logprobs, atol=TOLERANCE, rtol=0)
+    seen = proxies[0].seen + proxies[1].seen
+    assert set(seen) == {"none", "429", "500", "silence", "cut"}
+    assert f"{proxies[1].url} is down" in capfd.readouterr().err

@@ -135,11 +135,12 @@ class Recipe(Config):
 
     def _check_engine_lengths(self) -> None:
         """Raises ValueError for an engine that has no room for what it is asked for."""
-        wanted: dict[str, tuple[int, EngineRole]] = {
-            "sampling.max_tokens": (self.sampling.max_tokens, "teacher"),
-            "evaluation.max_tokens": (self.evaluation.max_tokens, "student"),
-        }
-        for setting, (tokens, role) in wanted.items():
+        wanted: list[tuple[str, int, EngineRole]] = [
+            ("sampling.max_tokens", self.sampling.max_tokens, "teacher"),
+            ("evaluation.max_tokens", self.evaluation.max_tokens, "teacher"),
+            ("evaluation.max_tokens", self.evaluation.max_tokens, "student"),
+        ]
+        for setting, tokens, role in wanted:
             longest = self.engine.of(role).max_length
             if longest is not None and longest <= tokens:
                 raise ValueError(

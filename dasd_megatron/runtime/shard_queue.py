@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from dasd_megatron.steps.step import POLL, Claim, Replicas, ShardedStepKind, Ste
 from dasd_megatron.utils.errors import UserError
 from dasd_megatron.utils.lease import Lease, try_lease
 from dasd_megatron.utils.progress import Progress
+from dasd_megatron.utils.repeating import repeating
 
 # Most seconds between looks for a shard, where others work on all that are left.
 SLOWEST_POLL = 5.0
@@ -111,7 +111,7 @@ class LeasedShards:
 def _shown(kind: ShardedStepKind[Any], context: StepContext[Any], preview: FilterPreview | None) -> Iterator[None]:
     """Shows how far the step is, from a thread."""
     watch = kind.watch(context)
-    began, ended = watch(), threading.Event()
+    began = watch()
     with Progress(context.name, began.total, kind.unit, began.done) as progress:
 
         def look() -> None:
@@ -120,15 +120,6 @@ def _shown(kind: ShardedStepKind[Any], context: StepContext[Any], preview: Filte
                 note = standing.note if preview is None else f"{standing.note} {preview.note()}"
                 progress.update(standing.done, note.strip(), standing.total)
 
-        def keep_looking() -> None:
-            while not ended.wait(LOOK):
-                look()
-
-        thread = threading.Thread(target=keep_looking, name="progress", daemon=True)
-        thread.start()
-        try:
+        with repeating(look, LOOK, "progress"):
             yield
-        finally:
-            ended.set()
-            thread.join()
         look()

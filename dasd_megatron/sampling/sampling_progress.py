@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from dasd_megatron.artifacts.shard_file import open_shard_file
 from dasd_megatron.artifacts.writer import ArtifactWriter
 from dasd_megatron.steps.step import Standing
 from dasd_megatron.utils.files import write_json
+from dasd_megatron.utils.repeating import repeating
 
 # Seconds between what a process says, and after how many without a word it counts as dead.
 INTERVAL, DEAD = 2.0, 60.0
@@ -46,20 +46,15 @@ class OpenWork:
 def reported(journals: Path, standing: Callable[[], OpenWork]) -> Iterator[None]:
     """Tells, in a file in that folder, what this process is at, from a thread, every few seconds."""
     path = journals / f"status.{socket.gethostname()}.{os.getpid()}.json"
-    ended = threading.Event()
 
     def report() -> None:
-        while not ended.wait(INTERVAL):
-            with contextlib.suppress(Exception):  # progress is no reason to stop
-                write_json(path, asdict(standing()))
+        with contextlib.suppress(Exception):  # progress is no reason to stop
+            write_json(path, asdict(standing()))
 
-    thread = threading.Thread(target=report, name="sampling progress", daemon=True)
-    thread.start()
     try:
-        yield
+        with repeating(report, INTERVAL, "sampling progress"):
+            yield
     finally:
-        ended.set()
-        thread.join()
         path.unlink(missing_ok=True)
 
 

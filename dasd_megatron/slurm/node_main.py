@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Never
 
+from dasd_megatron.artifacts.writer import ArtifactWriter
 from dasd_megatron.config.load import load_recipe
 from dasd_megatron.config.recipe import Recipe
 from dasd_megatron.pipeline.graph import REPORT, build_steps, find_step
@@ -78,7 +79,9 @@ def reset_attempts(step: Step, job_folder: Path) -> None:
     """Resets the job's count of attempts where the one before this got further than it had begun."""
     shards = len(list(step.folder.glob("*.parquet")))
     checkpoint = max((folder.name for folder in step.folder.glob("step-*")), default="")
-    now = {"shards": shards, "checkpoint": checkpoint}
+    # A journal with its process's name in it: there is a new one for each attempt that got a response.
+    journals = sorted(path.name for path in ArtifactWriter(step.folder, {}).journals.glob("[0-9]*"))
+    now = {"shards": shards, "checkpoint": checkpoint, "journals": journals}
     began = job_folder / BEGAN
     with contextlib.suppress(OSError, ValueError):  # absent at first, or truncated by a lost node
         if json.loads(began.read_text()) != now:

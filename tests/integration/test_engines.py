@@ -87,6 +87,18 @@ def test_a_seeded_sample_repeats(engines: dict[str, Engine], tokenizer: ChatToke
     assert lists(generate_all(engines[name], others)) != first
 
 
+def test_a_cached_prompt_and_the_batch_change_no_bit(engines: dict[str, Engine], tokenizer: ChatTokenizer) -> None:
+    """vLLM in fp32 on a CPU: prompts of several blocks, computed first, then cached; together, then a few at a time."""
+    asked = [
+        replace(request, prompt_ids=(list(request.prompt_ids) * 40)[:300])
+        for request in requests(tokenizer, temperature=1.0)[:24]
+    ]
+    first = lists(generate_all(engines["vllm"], asked))
+    assert lists(generate_all(engines["vllm"], asked)) == first
+    parts = [generate_all(engines["vllm"], asked[start : start + 5]) for start in range(0, len(asked), 5)]
+    assert lists([sample for part in parts for sample in part]) == first
+
+
 @pytest.mark.parametrize("name", ["vllm", "transformers"])
 def test_a_truncated_response_says_so(engines: dict[str, Engine], tokenizer: ChatTokenizer, name: str) -> None:
     samples = generate_all(engines[name], requests(tokenizer, max_tokens=3))

@@ -59,6 +59,15 @@ def test_overrides_reach_nested_keys_and_lists() -> None:
         (["training.epochs=0"], "training.epochs: Input should be greater than 0"),
         (["parallel.data=3"], "data=3 doesn't divide training.global_batch=2"),
         (["sampling.max_tokens=4096"], "sampling.max_tokens=4096 is above packing.context_length=1024"),
+        (
+            ["engine.teacher={max_length: 160}"],
+            "engine.max_length=160 (of the teacher's engine) leaves no room for a prompt beside sampling.max_tokens=160",
+        ),
+        (
+            ["engine.student={max_length: 200}", "evaluation.max_tokens=300"],
+            "engine.max_length=200 (of the student's engine) leaves no room for a prompt beside evaluation.max_tokens=300",
+        ),
+        (["engine.scorer={name: sglang}"], "engine.scorer.name: no engine is called 'sglang'"),
         (["training.min_learning_rate=1.0"], "min_learning_rate is above learning_rate"),
         (["training.keep_every=150"], "keep_every=150 is no multiple of save_every=100"),
         (["prompts.train.dataset=x"], "give exactly one of path and dataset"),

@@ -83,10 +83,6 @@ class EndpointPool:
         """The answer to a request. Raises UserError where it is refused, or nobody answers."""
         return await self._ask("POST", path, body, self._timeout)
 
-    async def close(self) -> None:
-        """Ends all connections."""
-        await self._client.aclose()
-
     async def _ask(self, method: str, path: str, body: Mapping[str, Any] | None, seconds: float) -> Mapping[str, Any]:
         tries, reason, timeout = 0, "", httpx.Timeout(seconds, connect=CONNECT)
         while tries < TRIES:

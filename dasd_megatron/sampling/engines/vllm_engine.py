@@ -72,7 +72,7 @@ class VllmEngine:
             "logprobs_mode": "raw_logprobs",
             "max_logprobs": TOP,
             # Of a prompt's responses the first alone computes it, and turns read on where they stopped. In fp32 on a CPU no bit
-            # differs (test); elsewhere numbers shift by rounding with whatever is in the batch, anyhow.
+            # differs (test_engines.py); elsewhere numbers shift by rounding with whatever is in the batch, anyhow.
             "enable_prefix_caching": True,
             "enforce_eager": not on_gpu,
             # A prompt split over two batches makes a seeded request rewind its generator, which CPU generators can't do.

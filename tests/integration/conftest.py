@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -12,8 +13,13 @@ from tests.helpers.training_runs import Runs
 
 @pytest.fixture(scope="module", autouse=True)
 def no_process_group_left() -> Iterator[None]:
-    """vLLM leaves its process group in the process that it ran in."""
+    """vLLM leaves its process groups in the process that it ran in, and would take them for its own the next time."""
     yield
+    if "vllm.distributed.parallel_state" in sys.modules:
+        from vllm.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
+
+        destroy_model_parallel()
+        destroy_distributed_environment()
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -12,18 +12,23 @@ from dasd_megatron.config.base import Config, ExecutionOnly, Overrides, Positive
 class ServerConfig(Config):
     """OpenAI-compatible servers that run the model, vLLM's above all: `vllm serve MODEL --logprobs-mode raw_logprobs`.
 
-    The model folder is needed here, too, without its weights: its tokenizer and chat template make the prompts, whose token ids
-    are sent. Servers must return token ids and log-probabilities.
+    The model folder is needed here, too, without its weights where servers run elsewhere: its tokenizer and chat template make
+    the prompts, whose token ids are sent. Servers must return token ids and log-probabilities.
     """
 
     endpoints: list[Annotated[str, Field(pattern=r"^https?://[^\s]+$")]] = []
-    """Their addresses, `http://node7:8000/v1`. A request goes to the one that has fewest, and to another if that one fails."""
+    """Their addresses, `http://node7:8000/v1`. A request goes to the one that has fewest, and to another if that one fails. A
+    step that uses them needs no GPU. Where there are none, each replica starts a vLLM server of its own, on its own GPUs, and
+    ends it."""
+
+    arguments: list[str] = []
+    """More arguments for the servers that replicas start, as `vllm serve` has them: `[--kv-cache-dtype, fp8]`."""
 
     model: str | None = None
     """The name that they serve the model by; needed where they serve several."""
 
     api_key_variable: str | None = None
-    """Environment variable that holds the key, where they ask for one. The key itself is written nowhere."""
+    """Environment variable that holds the key, where those of `endpoints` ask for one. The key itself is written nowhere."""
 
     timeout: Positive = 7200
     """Seconds that a response may take, before another server is asked for it."""
@@ -59,6 +64,11 @@ class EngineConfig(Config):
 
     cpu_kv_cache_gib: ExecutionOnly[Positive] = 1
     """KV cache on a machine without a GPU."""
+
+    @property
+    def runs_elsewhere(self) -> bool:
+        """Whether it is servers that are there already."""
+        return self.name == "server" and bool(self.server.endpoints)
 
 
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ class JobResources:
 
 def job_resources(recipe: Recipe, step: Step, gpus_per_node: int) -> JobResources:
     """What `step` needs on a cluster whose nodes have that number of GPUs. Raises UserError where it can't be had there."""
-    group = step.kind.node_group
+    group = step.group
     asked: ResourcesConfig = getattr(recipe.launch, group)
     if step.name in recipe.launch.steps:
         asked = asked.model_validate({**asked.model_dump(), **recipe.launch.steps[step.name].written()})

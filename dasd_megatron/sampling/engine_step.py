@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 from dasd_megatron.config.base import ExecutionOnly, Positive
 from dasd_megatron.config.gpu_specs import GPU_SPECS, GpuName
@@ -44,20 +44,29 @@ class EngineWork:
 class EngineStepKind(ShardedStepKind[E]):
     """A step whose shards are shared out among engine replicas."""
 
-    node_group: ClassVar[NodeGroup] = "sampling"
+    def runs_elsewhere(self, config: E) -> bool:
+        """Whether servers that are there already do all the work."""
+        return config.engine.runs_elsewhere
 
     @abstractmethod
     def work(self, config: E, inputs: InputEstimates) -> EngineWork:
         """What the engine will have to do."""
 
-    def processes(self, config: E) -> Replicas:
-        """Replicas, each with the GPUs of one engine."""
+    def group(self, config: E) -> NodeGroup:
+        """Without a GPU where servers elsewhere do the work."""
+        return "data" if self.runs_elsewhere(config) else "sampling"
+
+    def processes(self, config: E) -> Replicas | None:
+        """Replicas, each with the GPUs of one engine; one process where servers elsewhere do the work."""
+        if self.runs_elsewhere(config):
+            return None
         return Replicas(config.replicas, config.engine.tensor_parallel)
 
     def hours(self, config: E, inputs: InputEstimates, gpu: GpuName | None, processes: int) -> float | None:
         """Forward passes, limited by FLOP/s, and then decoding, limited by memory bandwidth (decoding_speed.py), shared out
-        among the engines that get a shard. Those are full to the end, where they wait for the last ones' longest responses."""
-        if gpu is None:
+        among the engines that get a shard. Those are full to the end, where they wait for the last ones' longest responses.
+        Nothing is known of servers elsewhere."""
+        if gpu is None or self.runs_elsewhere(config):
             return None
         expected, shards = inputs.expected, inputs.own_shards()
         folder = inputs.model_folder("model")

@@ -76,6 +76,10 @@ class TurnsStep(SamplingStepKind[TurnsStepConfig]):
         writer = _writer(context)
         return SamplingWork(writer.generate, writer.tokens_in_flight, items)
 
+    def runs_elsewhere(self, config: TurnsStepConfig) -> bool:
+        """Only where both engines do."""
+        return config.engine.runs_elsewhere and config.student_engine.runs_elsewhere
+
     def summarize(self, context: StepContext[TurnsStepConfig]) -> dict[str, Any]:
         """Responses, tokens, how many were truncated, and the teacher's share of the text."""
         teachers, total, turns = 0, 0, 0

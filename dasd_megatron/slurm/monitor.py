@@ -104,7 +104,7 @@ class Watch:
             return
         print(f"{time.strftime('%H:%M:%S')} {job.step} (job {job.id}): {job.state}{where}{again}", flush=True)
         if job.ended and job.state != SUCCEEDED:
-            print(f"{job.step}: {explanation(job, self._steps[job.step].kind.node_group)}", flush=True)
+            print(f"{job.step}: {explanation(job, self._steps[job.step].group)}", flush=True)
             print(self._end_of_log(job), flush=True)
 
     def _tell_held(self, job: SlurmJob) -> None:

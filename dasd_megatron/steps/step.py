@@ -82,12 +82,14 @@ class StepKind(ABC, Generic[C]):
     name: ClassVar[str]
     # The subcommand of `dasd` that runs a single step of this kind; none: `dasd launch --only` does.
     command: ClassVar[str | None] = None
-    # The part of a recipe's launch section that its jobs take their resources from.
-    node_group: ClassVar[NodeGroup] = "data"
 
     @abstractmethod
     def run(self, context: StepContext[C]) -> dict[str, Any]:
         """Does the work; returns facts for the manifest: `counts`, `dropped` rows by reason, metrics."""
+
+    def group(self, config: C) -> NodeGroup:
+        """The part of a recipe's launch section that its jobs take their resources from."""
+        return "data"
 
     def processes(self, config: C) -> Ranks | Replicas | None:
         """As which processes it runs; None: as one."""
@@ -280,6 +282,11 @@ class Step:
     run_dir: Path
     # Whether its files are on another machine, so that nothing is known of them here.
     remote: bool = False
+
+    @property
+    def group(self) -> NodeGroup:
+        """The part of a recipe's launch section that its jobs take their resources from."""
+        return self.kind.group(self.config)
 
     @property
     def processes(self) -> Ranks | Replicas | None:

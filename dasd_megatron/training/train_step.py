@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 from dasd_megatron.config.gpu_specs import GpuName
 from dasd_megatron.config.launch import NodeGroup
@@ -17,13 +17,16 @@ class TrainStep(StepKind[TrainConfig]):
     """Reads `packs`, starts from the checkpoint of `start`, and knows the student's config from `model`."""
 
     name = "train"
-    node_group: ClassVar[NodeGroup] = "training"
 
     def run(self, context: StepContext[TrainConfig]) -> dict[str, Any]:
         """Trains the stage, on every rank."""
         from dasd_megatron.training.stage import train
 
         return train(context)
+
+    def group(self, config: TrainConfig) -> NodeGroup:
+        """Nodes for training."""
+        return "training"
 
     def processes(self, config: TrainConfig) -> Ranks:
         """The ranks of the parallel layout."""

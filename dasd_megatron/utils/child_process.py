@@ -25,9 +25,9 @@ def child_options() -> tuple[Callable[[], None], dict[str, str]]:
     return lambda: die_with(parent), {LAUNCHER: str(parent), **os.environ}
 
 
-def die_with(parent: int) -> None:
-    """For a child of the process `parent`: end when it ends, however it ends."""
-    _die_with_parent()
+def die_with(parent: int, number: int = signal.SIGKILL) -> None:
+    """For a child of the process `parent`: get this signal when it ends, however it ends."""
+    _die_with_parent(number)
     if os.getppid() != parent:  # it ended before the request
         os._exit(1)
 
@@ -64,10 +64,10 @@ def die_with_launcher() -> None:
         os._exit(1)
 
 
-def _die_with_parent() -> None:
-    """Asks Linux to kill this process when its parent ends, however it ends. No-op on other systems."""
+def _die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Asks Linux for this signal when the parent of this process ends, however it ends. No-op on other systems."""
     if sys.platform.startswith("linux"):
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number)
 
 
 def start_of_process(pid: int) -> str | None:

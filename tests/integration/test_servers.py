@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from dasd_megatron.config.sampling import EngineConfig, ServerConfig
 from dasd_megatron.sampling.engines.engine import Request, generate_all
+from dasd_megatron.sampling.engines.engine_process import EngineProcess
 from dasd_megatron.sampling.engines.registry import load_engine
 from dasd_megatron.sampling.engines.server_engine import ServerEngine
 from dasd_megatron.sampling.seeds import sample_seed
@@ -23,10 +25,11 @@ from dasd_megatron.tokenization.tokenizer import ChatTokenizer
 from dasd_megatron.utils.errors import UserError
 from tests.conftest import TOY
 from tests.helpers.servers import FaultProxy, VllmServer, free_port
+from tests.helpers.small_run import finish, small_run
 
 pytestmark = pytest.mark.full
 MODEL = TOY / "teacher"
-KEY, KEY_VARIABLE = "a-secret", "TEST_SERVER_KEY"
+KEY, KEY_VARIABLE = "a-secret-of-the-servers", "TEST_SERVER_KEY"
 PROBLEMS = [json.loads(line)["input"] for line in (TOY / "validation.jsonl").read_text().splitlines()[:100]]
 # JSON has all digits of a float; kernels sum in another order in a batch of other size.
 TOLERANCE = 1e-5
@@ -149,7 +152,6 @@ def test_what_is_wrong_is_said_once(
             r"different tokenizers; name the folder of the model that is served",
         ),
         (partial(engine, f"http://127.0.0.1:{free_port()}/v1"), r"no server has answered for 5 s .*no connection"),
-        (engine, r"engine\.server\.endpoints is empty"),
         (
             partial(engine, url, api_key_variable="NO_SUCH_VARIABLE"),
             r"api_key_variable=NO_SUCH_VARIABLE: the environment has no such variable",
@@ -164,6 +166,52 @@ def test_what_is_wrong_is_said_once(
     with pytest.raises(UserError, match=r"401 Unauthorized") as refused:
         engine(url)
     assert "wrong" not in str(refused.value)
+
+
+def own_server(*arguments: str) -> EngineConfig:
+    server = ServerConfig(arguments=list(arguments))
+    return EngineConfig(name="server", dtype="float32", max_batch=32, server=server)
+
+
+def test_a_replica_starts_a_server_of_its_own(in_process: Any, tokenizer: ChatTokenizer) -> None:
+    asked = requests(tokenizer, 1.0)
+    # In a process of its own, killed in the middle: nothing that it started is left.
+    process = EngineProcess(MODEL, own_server())
+    process.ask(asked)
+    found: dict[int, Any] = {}
+    while len(found) < len(asked):
+        found.update(process.ended())
+    for number, expected in enumerate(generate_all(in_process, asked)):
+        assert found[number].token_ids.tolist() == expected.token_ids.tolist()
+        np.testing.assert_allclose(found[number].logprobs, expected.logprobs, atol=TOLERANCE, rtol=0)
+    started = psutil.Process(process.pid).children(recursive=True)
+    assert len(started) > 2  # the server and its engine
+    psutil.Process(process.pid).kill()
+    assert psutil.wait_procs(started, timeout=20)[1] == []
+
+
+def test_a_server_that_cannot_start_or_ends_is_said_once(tokenizer: ChatTokenizer) -> None:
+    with pytest.raises(UserError, match=r"vLLM's server ended: .*unrecognized arguments: --no-such-option"):
+        ServerEngine(MODEL, own_server("--no-such-option"))
+    found = ServerEngine(MODEL, own_server())
+    (group,) = psutil.Process().children()
+    ended = found.generate(requests(tokenizer, 1.0) * 20)
+    next(ended)
+    group.terminate()
+    with pytest.raises(UserError, match=r"vLLM's server ended: exit code -9; its log is .*\.log"):
+        list(ended)
+
+
+def test_a_run_has_a_server_as_its_teacher(servers: list[VllmServer], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    pool = f"{{endpoints: [{servers[0].url}, {servers[1].url}], api_key_variable: {KEY_VARIABLE}}}"
+    code, out, errors = finish(*small_run(folder), f"engine.teacher={{name: server, server: {pool}}}")
+    assert code == 0, out[-3000:] + errors[-3000:]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["evaluated"] == 40
+    assert summary["accuracy"]["teacher"] > 0.9
+    texts = [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
+    assert all(KEY.encode() not in text for text in texts)
 
 
 def test_every_response_arrives_once_through_faults_and_a_dead_server(

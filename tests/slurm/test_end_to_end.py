@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from dasd_megatron.artifacts.artifact import Artifact
@@ -27,6 +28,22 @@ def test_a_run_on_two_nodes_is_the_run_on_one_machine(site: Site, calm: Path, tm
     check_trained_on_two_nodes(site)
     check_manifests_name_what_was_shipped(folder)
     check_nemo_run_knows_it(site, folder)
+
+
+@pytest.mark.full
+def test_a_run_starts_servers_for_its_teacher(site: Site, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    server = "engine.teacher={name: server, server: {arguments: [--seed, '1']}}"
+    code, out, errors = site.finish(*small_run(folder), server, "launch.steps.sample_low_temperature.nodes=2")
+    assert code == 0, out[-3000:] + errors[-3000:]
+    assert json.loads((folder / "summary.json").read_text())["accuracy"]["teacher"] > 0.9
+    assert processes_of("vllm.entrypoints") == []
+
+
+def processes_of(name: str) -> list[str]:
+    """Command lines of this machine's processes that have this in them; the nodes are this machine."""
+    found = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
+    return [line for line in found if name in line]
 
 
 def check_trained_on_two_nodes(site: Site) -> None:

@@ -66,9 +66,14 @@ class EndpointPool:
         self.endpoints = [Endpoint(url.rstrip("/")) for url in urls]
         self._each, self._timeout, self._patience = each, timeout, patience
         self._answered = time.monotonic()
+        self._ended: str | None = None
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
         self._client = httpx.AsyncClient(headers=headers, limits=limits, trust_env=False)
+
+    def end(self, reason: str) -> None:
+        """Every request that is left fails for this reason. From any thread."""
+        self._ended = reason
 
     @property
     def capacity(self) -> int:
@@ -116,6 +121,8 @@ class EndpointPool:
     async def _free(self) -> Endpoint:
         """The server with fewest requests that can take one more."""
         while True:
+            if self._ended is not None:
+                raise UserError(self._ended)
             now = time.monotonic()
             if now - self._answered > self._patience and all(endpoint.failures for endpoint in self.endpoints):
                 reasons = "; ".join(f"{endpoint.url}: {endpoint.reason}" for endpoint in self.endpoints)

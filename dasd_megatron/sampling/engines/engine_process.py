@@ -54,6 +54,11 @@ class EngineProcess:
         self._send((ENGINES.get(config.name, "engine.name"), model, config))  # the class itself: it may be a plugin's
         self._received()
 
+    @property
+    def pid(self) -> int:
+        """Of the child."""
+        return self._process.pid
+
     def fileno(self) -> int:
         """For `multiprocessing.connection.wait`: readable when `ended` returns at once."""
         return self._connection.fileno()

@@ -9,18 +9,17 @@ from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from dasd_megatron.config.sampling import EngineConfig, ServerConfig
 from dasd_megatron.models.hf_config import max_positions
+from dasd_megatron.sampling.engines.endpoint_pool import EndpointPool
 from dasd_megatron.sampling.engines.engine import EMPTY, Arrivals, Ended, Request, Requests, Sample, TokenScores
+from dasd_megatron.sampling.engines.vllm_server import VllmServer
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer
 from dasd_megatron.utils.errors import UserError
-
-if TYPE_CHECKING:
-    from dasd_megatron.sampling.engines.endpoint_pool import EndpointPool
 
 # Seconds between looks for new requests while none ends.
 LOOK = 0.1
@@ -39,11 +38,13 @@ class ServerEngine:
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="server engine", daemon=True).start()
         settings = config.server
-        if not settings.endpoints:
-            raise UserError(
-                "engine.name is server, and engine.server.endpoints is empty: list the servers' addresses there"
-            )
-        self._pool = self._call(_open_pool(settings, config.max_batch))
+        if settings.endpoints:
+            self._pool = self._call(_open_pool(settings.endpoints, _key_of(settings), config))
+        else:
+            server = VllmServer(model, config)
+            self._pool = self._call(_open_pool([server.url], server.key, config))
+            server.watch(self._pool.end)
+            settings = ServerConfig()
         self._model, served_length = self._call(_served_model(self._pool, settings))
         self._call(_check_model(self._pool, self._model, model))
         lengths = (config.max_length, served_length, max_positions(model))
@@ -115,23 +116,21 @@ class ServerEngine:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
 
-async def _open_pool(settings: ServerConfig, each: int) -> EndpointPool:
-    try:
-        from dasd_megatron.sampling.engines.endpoint_pool import EndpointPool
-    except ImportError as error:
+async def _open_pool(urls: Sequence[str], key: str | None, config: EngineConfig) -> EndpointPool:
+    return EndpointPool(urls, key, config.max_batch, config.server.timeout, config.server.patience)
+
+
+def _key_of(settings: ServerConfig) -> str | None:
+    """The servers' key, from the environment. Raises UserError where it isn't there."""
+    if settings.api_key_variable is None:
+        return None
+    key = os.environ.get(settings.api_key_variable)
+    if not key:
         raise UserError(
-            f"engine.name is server, and {error.name} is needed for that; install it with "
-            "`pip install dasd-megatron[sampling]`"
-        ) from None
-    key = None
-    if settings.api_key_variable is not None:
-        key = os.environ.get(settings.api_key_variable)
-        if not key:
-            raise UserError(
-                f"engine.server.api_key_variable={settings.api_key_variable}: the environment has no such variable; set it to "
-                "the servers' key"
-            )
-    return EndpointPool(settings.endpoints, key, each, settings.timeout, settings.patience)
+            f"engine.server.api_key_variable={settings.api_key_variable}: the environment has no such variable; set it to the "
+            "servers' key"
+        )
+    return key
 
 
 async def _served_model(pool: EndpointPool, settings: ServerConfig) -> tuple[str, int | None]:
@@ -139,7 +138,7 @@ async def _served_model(pool: EndpointPool, settings: ServerConfig) -> tuple[str
     listed = (await pool.get("/models")).get("data")
     if not isinstance(listed, list) or not all(isinstance(model, dict) and "id" in model for model in listed):
         raise UserError(
-            f"{settings.endpoints[0]}/models: lists no models, so it is no OpenAI-compatible server; its address mostly ends in "
+            f"{pool.endpoints[0].url}/models: lists no models, so it is no OpenAI-compatible server; its address mostly ends in "
             "/v1"
         )
     names = [str(model["id"]) for model in listed]

@@ -26,19 +26,15 @@ from dasd_megatron.sampling.engines.engine import (
     TokenScores,
     brier_scores,
 )
+from dasd_megatron.sampling.engines.vllm_settings import vllm_environment, vllm_settings
 from dasd_megatron.utils.errors import UserError
 
-# Has to be in the environment before vLLM is imported.
+# Has to be in the environment before vLLM is imported, with what vllm_environment says.
 _ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
     # An exception says what went wrong; vLLM's own error log would add every request to it.
     "VLLM_LOGGING_LEVEL": "CRITICAL",
-    "TORCH_CPP_LOG_LEVEL": "ERROR",
     # One process: a second would double start-up, and survive a kill -9 of this one.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    # Threads bound to cores fight with a neighbouring replica.
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
 
 
@@ -46,8 +42,7 @@ class VllmEngine:
     """See Engine. Log-probabilities are raw: the model's distribution at T=1."""
 
     def __init__(self, model: Path, config: EngineConfig) -> None:
-        os.environ.update(_ENVIRONMENT)
-        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.cpu_kv_cache_gib)
+        os.environ.update({**_ENVIRONMENT, **vllm_environment(config)})
         warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
         logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
         try:
@@ -57,31 +52,7 @@ class VllmEngine:
                 f"engine.name is vllm, but vLLM can't be imported ({error}); install it with "
                 "`pip install dasd-megatron[sampling]`, or set engine.name=transformers"
             ) from None
-        import torch
-
-        on_gpu = torch.cuda.is_available()
-        settings: dict[str, Any] = {
-            "model": str(model),
-            "dtype": config.dtype,
-            "tensor_parallel_size": config.tensor_parallel,
-            "max_num_seqs": config.max_batch,
-            "max_model_len": config.max_length,
-            "gpu_memory_utilization": config.gpu_memory_utilization,
-            "trust_remote_code": False,
-            "load_format": "safetensors",
-            "logprobs_mode": "raw_logprobs",
-            "max_logprobs": TOP,
-            # Of a prompt's responses the first alone computes it, and turns read on where they stopped. In fp32 on a CPU no bit
-            # differs (test_engines.py); elsewhere numbers shift by rounding with whatever is in the batch, anyhow.
-            "enable_prefix_caching": True,
-            "enforce_eager": not on_gpu,
-            # A prompt split over two batches makes a seeded request rewind its generator, which CPU generators can't do.
-            "enable_chunked_prefill": on_gpu,
-            "use_tqdm_on_load": False,
-            "disable_log_stats": True,
-            "skip_tokenizer_init": True,
-            "generation_config": "vllm",  # nothing from the model folder: the recipe says it all
-        }
+        settings = {**vllm_settings(model, config), "disable_log_stats": True, "skip_tokenizer_init": True}
         try:
             self._llm = LLM(**settings)
         except (ValueError, OSError, RuntimeError, SafetensorError) as error:

@@ -1,0 +1,51 @@
+"""Runs a command whose own children don't end with it, so that all of them end with the process that asked for it.
+
+python -m dasd_megatron.utils.process_group COMMAND ...
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import IO, Never
+
+from dasd_megatron.utils.child_process import die_with
+
+THIS = "dasd_megatron.utils.process_group"
+
+
+def start_group(command: Sequence[str], environment: Mapping[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Starts the command and what it starts as a group, which ends with this process however that ends, and when the command
+    does."""
+    parent = os.getpid()
+    return subprocess.Popen(
+        [sys.executable, "-m", THIS, *command],
+        env=dict(environment),
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=lambda: die_with(parent, signal.SIGTERM),
+    )
+
+
+def main() -> Never:
+    """Entry point of the group's first process, which stays small."""
+
+    def end(number: int, frame: object) -> Never:
+        os.killpg(0, signal.SIGKILL)
+        os._exit(1)
+
+    signal.signal(signal.SIGTERM, end)
+    code = subprocess.call(sys.argv[1:])
+    sys.stdout.flush()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.killpg(0, signal.SIGTERM)  # what it left
+    os._exit(code if code >= 0 else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -24,6 +24,10 @@ class EvaluationConfig(Config):
     grader: str = "number"
     """How an answer is compared with the reference: `exact` text, equal `number`s, or a grader that a plugin registers."""
 
+    teacher: bool = True
+    """Whether the teacher is measured, too, and how far each model is from it. false where it can't be run: then every stage's
+    `responses` must be there already."""
+
     alignment_prompts: Positive = 1000
     """Held-out problems whose teacher responses (T=1) KL(teacher || student) is estimated over."""
 

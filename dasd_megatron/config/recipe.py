@@ -116,6 +116,15 @@ class Recipe(Config):
                 f"stages.0 ({names[0]}): the first stage needs kind: sampled; only a later one can be mixed_policy"
             )
         for index, stage in enumerate(self.stages):
+            if (
+                stage.kind == "sampled"
+                and stage.source is None
+                and stage.responses is None
+                and self.prompts.train is None
+            ):
+                raise ValueError(
+                    f"stages.{index} ({stage.name}) has no problems: give prompts.train, or the stage's source or responses"
+                )
             try:
                 stage.training.applied_to(self.training)
             except ValidationError as error:

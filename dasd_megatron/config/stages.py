@@ -20,6 +20,7 @@ from dasd_megatron.config.base import (
 )
 from dasd_megatron.config.curation import SelectionConfig
 from dasd_megatron.config.prompts import PromptSource
+from dasd_megatron.config.responses import ResponseSource
 from dasd_megatron.config.training import TrainingConfig
 
 if TYPE_CHECKING:
@@ -45,10 +46,13 @@ class SampledStageConfig(_Stage):
     """Learns from responses of the teacher."""
 
     temperature: Temperature
-    """At which the teacher is sampled for this stage's data."""
+    """At which the teacher is sampled for this stage's data; of `responses`, at which it was."""
 
     source: PromptSource | None = None
     """This stage's own problems; those of `prompts.train` by default."""
+
+    responses: ResponseSource | None = None
+    """Responses that exist already, with their problems; by default the teacher is sampled."""
 
     prompts: Count | None = None
     """Prompts that the stage's data is made from, in their order: at most this number in all, or exactly these numbers of each
@@ -59,6 +63,12 @@ class SampledStageConfig(_Stage):
 
     selection: SelectionOverrides = SelectionOverrides()
     """Keys of `selection` that differ in this stage: `{total: 105_000}`, say."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> SampledStageConfig:
+        if self.source is not None and self.responses is not None:
+            raise ValueError("give source or responses, not both: responses come with their problems")
+        return self
 
 
 class MixedPolicyStageConfig(_Stage):

@@ -57,7 +57,7 @@ class EvaluateConfig(EngineStepConfig):
 
 
 class EvaluateStep(SamplingStepKind[EvaluateConfig]):
-    """Reads `prompts` and the teacher's responses to them, `reference`, and runs `model`.
+    """Reads `prompts` and, if the teacher is measured, its responses to them, `reference`, and runs `model`.
 
     A shard is `problems_per_shard` problems and the reference responses to the same problems.
     """
@@ -74,12 +74,12 @@ class EvaluateStep(SamplingStepKind[EvaluateConfig]):
     def load(self, context: StepContext[EvaluateConfig]) -> SamplingWork[Request, Sample]:
         """Loads the engine; scores a shard's reference responses, and asks for its answers."""
         size = context.config.evaluation.problems_per_shard
-        problems, reference = _problems(context), context.artifact("reference")
+        problems, reference = _problems(context), context.artifact("reference") if _has_reference(context) else None
         evaluator = Evaluator(context)
 
         def items(shard: int) -> ShardItems[Request, Sample]:
             responses: list[dict[str, Any]] = []
-            if shard < len(reference.shards("responses")):
+            if reference is not None and shard < len(reference.shards("responses")):
                 responses = reference.read("responses", shard=shard).to_pylist()
             asked = evaluator.questions(problems[shard * size : (shard + 1) * size])
             return ShardItems(
@@ -93,23 +93,23 @@ class EvaluateStep(SamplingStepKind[EvaluateConfig]):
     def summarize(self, context: StepContext[EvaluateConfig]) -> dict[str, Any]:
         """Accuracy by way of decoding, and alignment, with standard errors."""
         answers = pa.concat_tables(list(context.output.tables(self.table)))
-        aligned = pa.concat_tables(list(context.output.tables("alignment")))
         accuracy = {}
         for temperature in _temperatures(context.config.evaluation):
             chosen = answers.filter(pc.equal(answers["temperature"], pa.scalar(temperature, pa.float32())))
             by_problem = chosen.group_by("uuid").aggregate([("correct", "mean")])["correct_mean"]
             accuracy[_name(temperature)] = mean_and_error(by_problem.to_numpy())
+        counts = {"problems": len(_problems(context)), "answers": len(answers)}
+        if not _has_reference(context):
+            return {"counts": counts, "accuracy": accuracy}
+        aligned = pa.concat_tables(list(context.output.tables("alignment")))
         if not len(aligned):
             raise UserError(
                 f"{context.name}: not one of the teacher's responses to held-out problems ended within sampling.max_tokens, so "
                 "there is nothing to measure alignment on; raise it"
             )
         difference = np.asarray(aligned["teacher_logprob"]) - np.asarray(aligned["model_logprob"])
-        return {
-            "counts": {"problems": len(_problems(context)), "answers": len(answers), "reference": len(aligned)},
-            "accuracy": accuracy,
-            "alignment": mean_and_error(difference),
-        }
+        counts["reference"] = len(aligned)
+        return {"counts": counts, "accuracy": accuracy, "alignment": mean_and_error(difference)}
 
     def shards(self, config: EvaluateConfig, inputs: InputEstimates) -> int:
         """Shards of the problems."""
@@ -117,14 +117,14 @@ class EvaluateStep(SamplingStepKind[EvaluateConfig]):
 
     def cost(self, config: EvaluateConfig, inputs: InputEstimates) -> Cost:
         """The answers' text."""
-        answers = _expected_answers(config, inputs)
-        read = answers.count * answers.prompt + inputs.documents("reference").tokens
+        answers, reference = _expected_answers(config, inputs), _reference(config, inputs)
+        read = answers.count * answers.prompt + (0.0 if reference is None else reference.tokens)
         written = answers.count * answers.response
         return Cost(answers.count, "answers", read, written, evaluates=True, bytes=written * TEXT)
 
     def work(self, config: EvaluateConfig, inputs: InputEstimates) -> EngineWork:
         """Decodes every answer, and scores the reference responses."""
-        return EngineWork(scored=inputs.documents("reference"), decoded=_expected_answers(config, inputs))
+        return EngineWork(scored=_reference(config, inputs), decoded=_expected_answers(config, inputs))
 
 
 def _expected_answers(config: EvaluateConfig, inputs: InputEstimates) -> Documents:
@@ -132,6 +132,11 @@ def _expected_answers(config: EvaluateConfig, inputs: InputEstimates) -> Documen
     settings, problems = config.evaluation, inputs.prompts("prompts")
     answers = problems * (1 + len(settings.temperatures) * settings.samples)
     return responses_of(problems, answers, settings.max_tokens, inputs.expected)
+
+
+def _reference(config: EvaluateConfig, inputs: InputEstimates) -> Documents | None:
+    """The teacher's responses, where there are any."""
+    return inputs.documents("reference") if config.evaluation.teacher else None
 
 
 @dataclass(frozen=True)
@@ -223,6 +228,10 @@ def mean_and_error(values: ArrayLike) -> dict[str, float]:
     array = np.asarray(values, dtype=np.float64)
     error = array.std(ddof=1) / np.sqrt(len(array)) if len(array) > 1 else 0.0
     return {"mean": float(array.mean()), "standard_error": float(error)}
+
+
+def _has_reference(context: StepContext[EvaluateConfig]) -> bool:
+    return context.config.evaluation.teacher
 
 
 def _problems(context: StepContext[EvaluateConfig]) -> list[dict[str, Any]]:

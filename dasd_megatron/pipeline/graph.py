@@ -11,13 +11,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from conversion.import_export_steps import ExportStepConfig
 from dasd_megatron.config.models import ModelConfig
-from dasd_megatron.config.prompts import PromptSource
 from dasd_megatron.config.recipe import Recipe
-from dasd_megatron.config.sampling import EngineRole, SamplingConfig
+from dasd_megatron.config.sampling import SamplingConfig
 from dasd_megatron.config.stages import SampledStageConfig, StageConfig
 from dasd_megatron.curation.filtering import FilterConfig
 from dasd_megatron.curation.packing import PackStepConfig
@@ -27,19 +25,18 @@ from dasd_megatron.evaluation.evaluate import EvaluateConfig
 from dasd_megatron.models.hf_config import check_model_folder, read_config
 from dasd_megatron.models.parallel_layout import check_layout
 from dasd_megatron.pipeline.registered_names import check_named_parts
+from dasd_megatron.pipeline.step_builder import Source
+from dasd_megatron.pipeline.teacher_steps import TeacherSteps
 from dasd_megatron.report.report import ReportConfig
-from dasd_megatron.sampling.prompts import PromptsStepConfig
 from dasd_megatron.sampling.sample import SampleConfig
 from dasd_megatron.sampling.score import ScoreConfig
 from dasd_megatron.sampling.student_rollout import RolloutConfig
 from dasd_megatron.sampling.teacher_continuation import ContinueConfig
 from dasd_megatron.sampling.turns import TurnsStepConfig
-from dasd_megatron.steps.registry import STEP_KINDS
-from dasd_megatron.steps.step import ExternalInput, Step, StepConfig
+from dasd_megatron.steps.step import ExternalInput, Step
 from dasd_megatron.training.train_step_config import TrackingConfig, TrainConfig
 from dasd_megatron.utils.errors import UserError
 
-Source = Step | ExternalInput
 # The last step.
 REPORT = "report"
 
@@ -65,19 +62,12 @@ def find_step(steps: Mapping[str, Step], name: str, recipe: Path) -> Step:
     return steps[name]
 
 
-class _GraphBuilder:
-    def __init__(self, recipe: Recipe, remote: bool) -> None:
-        self.recipe, self.remote = recipe, remote
-        self.steps: dict[str, Step] = {}
-        self.teacher = ExternalInput(recipe.teacher.model, str(recipe.teacher.model))
-        self.student = ExternalInput(recipe.student.model, str(recipe.student.model))
-        if not remote:
-            self._check()
-
+class _GraphBuilder(TeacherSteps):
     def _check(self) -> None:
         recipe = self.recipe
         check_model_folder("teacher.model", recipe.teacher.model)
         check_model_folder("student.model", recipe.student.model)
+        self._check_teacher_runs()
         config = read_config(recipe.student.model)
         for stage in recipe.stages:
             check_layout(
@@ -89,15 +79,28 @@ class _GraphBuilder:
                 recipe.packing.context_length,
             )
 
-    def add(self, name: str, kind: str, config: StepConfig, inputs: Mapping[str, Source]) -> Step:
-        step = Step(name, STEP_KINDS.get(kind)(), config, inputs, self.recipe.run_dir, self.remote)
-        self.steps[name] = step
-        return step
+    def _check_teacher_runs(self) -> None:
+        """Raises UserError where something runs the teacher, and only its tokenizer is there."""
+        recipe, folder = self.recipe, self.recipe.teacher.model
+        runs = [
+            f"stages.{index}"
+            for index, stage in enumerate(recipe.stages)
+            if not (isinstance(stage, SampledStageConfig) and stage.responses is not None)
+        ]
+        runs += ["evaluation.teacher=true"] if recipe.evaluation.teacher else []
+        if runs and not recipe.engine.of("teacher").runs_elsewhere and not any(folder.glob("*.safetensors*")):
+            raise UserError(
+                f"teacher.model: {folder}: no safetensors in it, and the teacher is run by {', '.join(runs)}; get its weights, "
+                "give servers that run it (engine.teacher), or give each stage `responses` and set evaluation.teacher=false"
+            )
 
     def build(self) -> dict[str, Step]:
+        """All steps."""
         recipe = self.recipe
-        self.test_prompts = self._prompts("prompts_test", "prompts.test", recipe.prompts.test, {})
-        checkpoint = self.add("import_student", "import", self._plain, {"model": self.student})
+        if not self.remote:
+            self._check()
+        self.test_prompts = self.prompts("prompts_test", "prompts.test", recipe.prompts.test, {})
+        checkpoint = self.add("import_student", "import", self.plain, {"model": self.student})
         exported: Source = self.student
         models: dict[str, Source] = {"student": self.student}
         selected: Step | None = None  # of the sampled stage before
@@ -111,7 +114,8 @@ class _GraphBuilder:
             checkpoint = self._train(stage, packs, checkpoint, recipe.seed + index)
             inputs: dict[str, Source] = {"checkpoint": checkpoint, "model": self.student}
             exported = models[stage.name] = self._export(stage, inputs)
-        models["teacher"] = self.teacher
+        if recipe.evaluation.teacher:
+            models["teacher"] = self.teacher
         self._evaluate(models)
         for name in recipe.launch.steps:
             if name not in self.steps:
@@ -123,87 +127,14 @@ class _GraphBuilder:
         config = ExportStepConfig(threads=recipe.launch.threads, system_prompt=recipe.student.system_prompt)
         return self.add(f"export_{stage.name}", "export", config, inputs)
 
-    @property
-    def _plain(self) -> StepConfig:
-        return StepConfig(threads=self.recipe.launch.threads)
-
-    def _engine(self, role: EngineRole) -> dict[str, Any]:
-        """What the configs of all engine steps have."""
-        launch = self.recipe.launch
-        return {"threads": launch.threads, "engine": self.recipe.engine.of(role), "replicas": launch.replicas}
-
-    def _prompts(
-        self,
-        name: str,
-        key: str,
-        source: PromptSource,
-        others: Mapping[str, Source],
-        **settings: Any,
-    ) -> Step:
-        if not self.remote and source.path is not None and not source.path.is_file():
-            raise UserError(f"{key}.path: {source.path}: no such file")
-        external = ExternalInput(source.path, str(source.path or f"{source.dataset}/{source.split}"))
-        config = PromptsStepConfig(
-            threads=self.recipe.launch.threads, source=source, key=key, needs_answer=not others, **settings
-        )
-        return self.add(name, "prompts", config, {"source": external, **others})
-
-    def _train_prompts(
-        self, name: str, key: str, source: PromptSource, stages: Mapping[str, SampledStageConfig]
-    ) -> Step:
-        """`stages`: that learn from them, by their keys in the recipe."""
-        recipe = self.recipe
-        # Of the student its tokenizer alone: students that share one share the teacher's responses.
-        tokenizer = recipe.student.model / "tokenizer.json"
-        others: dict[str, Source] = {
-            "held_out": self.test_prompts,
-            "teacher": self.teacher,
-            "student": ExternalInput(tokenizer, str(tokenizer)),
-        }
-        wanted = {
-            "filters.right_answers_only": recipe.filters.right_answers_only,
-            "mixed_policy.right_answers_only": recipe.mixed_policy.right_answers_only,
-        }
-        budgets = {"selection.total": recipe.selection.total}
-        for stage_key, stage in stages.items():
-            budgets[f"{stage_key}.selection.total"] = stage.selection.applied_to(recipe.selection).total
-            budgets[f"{stage_key}.prompts"] = stage.prompts
-        settings = {
-            "answers_wanted_by": next((setting for setting, wants in wanted.items() if wants), None),
-            "budgets": {budget: list(count) for budget, count in budgets.items() if isinstance(count, dict)},
-        }
-        return self._prompts(f"prompts_{name}", key, source, others, **settings)
-
     def _sampled_data(self, stage: SampledStageConfig, index: int) -> Step:
-        """sample -> filter -> score -> select."""
+        """sample, or what exists already -> filter -> score -> select."""
         recipe = self.recipe
-        if stage.source is not None:
-            own = {f"stages.{index}": stage}
-            prompts = self._train_prompts(stage.name, f"stages.{index}.source", stage.source, own)
-        elif "prompts_train" in self.steps:
-            prompts = self.steps["prompts_train"]
-        else:
-            users = {
-                f"stages.{number}": other
-                for number, other in enumerate(recipe.stages)
-                if isinstance(other, SampledStageConfig) and other.source is None
-            }
-            prompts = self._train_prompts("train", "prompts.train", recipe.prompts.train, users)
-        sampling = SampleConfig(
-            **self._engine("teacher"),
-            model=recipe.teacher,
-            sampling=recipe.sampling,
-            temperature=stage.temperature,
-            seed=recipe.seed,
-            limit=stage.prompts,
-            expected_response_tokens=stage.expected_response_tokens,
-        )
-        inputs: dict[str, Source] = {"prompts": prompts, "model": self.teacher}
-        sampled = self.add(f"sample_{stage.name}", "sample", sampling, inputs)
-        filtered = self._filter(stage, sampled, recipe.filters.right_answers_only, recipe.teacher, self.teacher)
-        inputs = {"responses": filtered, "model": self.student}
+        made = self.responses(stage, index)
+        filtered = self._filter(stage, made, recipe.filters.right_answers_only, recipe.teacher, self.teacher)
+        inputs: dict[str, Source] = {"responses": filtered, "model": self.student}
         selection = stage.selection.applied_to(recipe.selection)
-        scoring = ScoreConfig(**self._engine("scorer"), model=recipe.student, brier=selection.score in NEED_BRIER)
+        scoring = ScoreConfig(**self.engine("scorer"), model=recipe.student, brier=selection.score in NEED_BRIER)
         scored = self.add(f"score_{stage.name}", "score", scoring, inputs)
         selecting = SelectStepConfig(
             threads=recipe.launch.threads,
@@ -230,7 +161,7 @@ class _GraphBuilder:
         recipe, mixed, turns = self.recipe, self.recipe.mixed_policy, self.recipe.mixed_policy.turns
         students, teachers = recipe.engine.of("student"), recipe.engine.of("teacher")
         config = TurnsStepConfig(
-            **self._engine("teacher"),
+            **self.engine("teacher"),
             # On the same GPUs.
             student_engine=students.model_copy(update={"tensor_parallel": teachers.tensor_parallel}),
             model=recipe.teacher,
@@ -255,7 +186,7 @@ class _GraphBuilder:
     def _continued(self, stage: StageConfig, selected: Step, student: Source) -> Step:
         recipe, mixed = self.recipe, self.recipe.mixed_policy
         rollout = RolloutConfig(
-            **self._engine("student"),
+            **self.engine("student"),
             model=recipe.student,
             prompts=mixed.prompts,
             temperature=mixed.temperature,
@@ -265,7 +196,7 @@ class _GraphBuilder:
         )
         answers = self.add(f"rollout_{stage.name}", "rollout", rollout, {"responses": selected, "model": student})
         continuation = ContinueConfig(
-            **self._engine("teacher"),
+            **self.engine("teacher"),
             model=recipe.teacher,
             student=recipe.student,
             sampling=recipe.sampling,
@@ -327,10 +258,11 @@ class _GraphBuilder:
         )
         return self.add(name, "train", config, {"packs": packs, "start": start, "model": self.student})
 
-    def _evaluate(self, models: Mapping[str, Source]) -> None:
+    def _reference(self) -> Step:
+        """The teacher's responses to held-out problems."""
         recipe = self.recipe
         sampling = SampleConfig(
-            **self._engine("teacher"),
+            **self.engine("teacher"),
             model=recipe.teacher,
             sampling=SamplingConfig(
                 responses_per_prompt=1,
@@ -342,18 +274,23 @@ class _GraphBuilder:
             limit=recipe.evaluation.alignment_prompts,
         )
         inputs: dict[str, Source] = {"prompts": self.test_prompts, "model": self.teacher}
-        reference = self.add("reference", "sample", sampling, inputs)
+        return self.add("reference", "sample", sampling, inputs)
+
+    def _evaluate(self, models: Mapping[str, Source]) -> None:
+        recipe = self.recipe
+        others: dict[str, Source] = {"prompts": self.test_prompts, "teacher": self.teacher}
+        if recipe.evaluation.teacher:
+            others["reference"] = self._reference()
         for name, model in models.items():
             config = EvaluateConfig(
-                **self._engine("teacher" if name == "teacher" else "student"),
+                **self.engine("teacher" if name == "teacher" else "student"),
                 model=recipe.teacher if name == "teacher" else recipe.student,
                 teacher=recipe.teacher,
                 is_teacher=name == "teacher",
                 evaluation=recipe.evaluation,
                 seed=recipe.seed,
             )
-            inputs = {"model": model, "prompts": self.test_prompts, "reference": reference, "teacher": self.teacher}
-            self.add(f"evaluate_{name}", "evaluate", config, inputs)
+            self.add(f"evaluate_{name}", "evaluate", config, {"model": model, **others})
         stages = [stage.name for stage in recipe.stages]
         config_of_report = ReportConfig(threads=recipe.launch.threads, title=recipe.name, stages=stages)
         self.add(REPORT, "report", config_of_report, dict(self.steps))

@@ -72,11 +72,13 @@ def summarize(artifacts: Mapping[str, Artifact], models: list[str]) -> dict[str,
     temperatures = [name for name in next(iter(evaluations.values()))["accuracy"] if name != "greedy"]
     return {
         "accuracy": {model: row["accuracy"]["greedy"]["mean"] for model, row in evaluations.items()},
-        "alignment": {model: row["alignment"]["mean"] for model, row in evaluations.items()},
+        "alignment": {model: row["alignment"]["mean"] for model, row in evaluations.items() if "alignment" in row},
         "evaluated": min(row["counts"]["problems"] for row in evaluations.values()),
         "standard_error": {
             "accuracy": {model: row["accuracy"]["greedy"]["standard_error"] for model, row in evaluations.items()},
-            "alignment": {model: row["alignment"]["standard_error"] for model, row in evaluations.items()},
+            "alignment": {
+                model: row["alignment"]["standard_error"] for model, row in evaluations.items() if "alignment" in row
+            },
         },
         "sampled_accuracy": {
             name: {model: row["accuracy"][name]["mean"] for model, row in evaluations.items()} for name in temperatures
@@ -92,10 +94,13 @@ def _figures(artifacts: Mapping[str, Artifact], models: list[str], summary: Mapp
     evaluations = {model: artifacts[f"evaluate_{model}"].manifest for model in models}
     drawn = {
         "Accuracy by stage": figures.accuracy_by_stage({m: row["accuracy"] for m, row in evaluations.items()}),
-        "Alignment by stage": figures.alignment_by_stage({m: row["alignment"] for m, row in evaluations.items()}),
-        "Loss by stage": figures.loss_by_stage(_losses(artifacts)),
-        "Probability of responses by temperature": figures.probability_density(_response_probabilities(artifacts)),
     }
+    if summary["alignment"]:
+        alignment = {m: row["alignment"] for m, row in evaluations.items()}
+        drawn["Alignment by stage"] = figures.alignment_by_stage(alignment)
+    drawn["Loss by stage"] = figures.loss_by_stage(_losses(artifacts))
+    probabilities = _response_probabilities(artifacts)
+    drawn["Probability of responses by temperature"] = figures.probability_density(probabilities)
     for name, artifact in _of_kind(artifacts, "select").items():
         sentences = artifact.read("sentences")
         drawn[f"Sentences: {name.removeprefix('select_').replace('_', ' ')}"] = figures.sentence_scatter(
@@ -135,7 +140,7 @@ def _losses(artifacts: Mapping[str, Artifact]) -> dict[str, list[float]]:
 def _response_probabilities(artifacts: Mapping[str, Artifact]) -> dict[str, list[float]]:
     """Geometric-mean token probability of sampled responses by temperature."""
     by_temperature: dict[str, list[float]] = {}
-    for name, artifact in _of_kind(artifacts, "sample").items():
+    for name, artifact in {**_of_kind(artifacts, "sample"), **_of_kind(artifacts, "responses")}.items():
         if name == "reference":
             continue
         for row in artifact.rows("responses", ["logprobs", "temperature"]):

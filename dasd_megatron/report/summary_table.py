@@ -15,7 +15,8 @@ def print_summary(recipe: Recipe) -> None:
     summary = json.loads((recipe.run_dir / "summary.json").read_text())
     table = Table(title=f"{recipe.name}: {summary['evaluated']} held-out problems (mean ± standard error)")
     table.add_column("model")
-    for column in ("greedy", *(f"T={name}" for name in summary["sampled_accuracy"]), "KL to teacher, nats"):
+    distance = ["KL to teacher, nats"] if summary["alignment"] else []
+    for column in ("greedy", *(f"T={name}" for name in summary["sampled_accuracy"]), *distance):
         table.add_column(column, justify="right")
     errors = summary["standard_error"]
     for model, accuracy in summary["accuracy"].items():
@@ -23,7 +24,7 @@ def print_summary(recipe: Recipe) -> None:
             model.replace("_", " "),
             f"{accuracy:.1%} ± {errors['accuracy'][model]:.1%}",
             *(f"{row[model]:.1%}" for row in summary["sampled_accuracy"].values()),
-            f"{summary['alignment'][model]:.2f} ± {errors['alignment'][model]:.2f}",
+            *(f"{summary['alignment'][model]:.2f} ± {errors['alignment'][model]:.2f}" for _ in distance),
         )
     Console().print(table)
     print(

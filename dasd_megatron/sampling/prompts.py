@@ -18,6 +18,7 @@ from pydantic import Field
 from dasd_megatron.artifacts.artifact import shard_name
 from dasd_megatron.config.base import ExecutionOnly
 from dasd_megatron.config.prompts import PromptColumns, PromptSource
+from dasd_megatron.sampling.data_sets import load_rows
 from dasd_megatron.sampling.decontamination import HeldOutProblems, normalized
 from dasd_megatron.steps.cost_estimate import TEXT, Cost, InputEstimates, Unknown
 from dasd_megatron.steps.step import StepConfig, StepContext, StepKind
@@ -43,17 +44,22 @@ class BadRow(Exception):
         self.reason = reason
 
 
-class PromptsStepConfig(StepConfig):
-    """Config of a step `prompts`."""
+class ProblemsConfig(StepConfig):
+    """What is asked of problems as a whole."""
 
-    source: PromptSource
-    # Of `source` in the recipe, for messages.
+    # Of their source in the recipe, for messages.
     key: ExecutionOnly[str] = "prompts.train"
-    # Held-out problems need a reference answer.
-    needs_answer: bool
     # Settings that ask for something of the problems as a whole; each is a name for messages.
     answers_wanted_by: ExecutionOnly[str | None] = None
     budgets: ExecutionOnly[dict[str, list[str]]] = Field(default_factory=dict)  # with the domains that they name
+
+
+class PromptsStepConfig(ProblemsConfig):
+    """Config of a step `prompts`."""
+
+    source: PromptSource
+    # Held-out problems need a reference answer.
+    needs_answer: bool
 
 
 class PromptsStep(StepKind[PromptsStepConfig]):
@@ -97,8 +103,8 @@ class PromptsStep(StepKind[PromptsStepConfig]):
             kept.append(row)
         if not kept:
             raise UserError(f"{path or source.dataset}: no usable prompt in it")
-        _check_answers(kept, context.config)
-        _check_domains(kept, context.config)
+        check_answers(kept, context.config)
+        check_domains(kept, context.config)
         context.output.write_shard("dropped", 0, pa.Table.from_pylist(dropped, DROPPED))
         context.output.write_shard("prompts", 0, pa.Table.from_pylist(kept, PROMPTS))
         reasons = dict(Counter(row["reason"] for row in dropped))
@@ -134,7 +140,7 @@ def _checked_row(
     return row
 
 
-def _check_answers(prompts: Sequence[Mapping[str, str | None]], config: PromptsStepConfig) -> None:
+def check_answers(prompts: Sequence[Mapping[str, str | None]], config: ProblemsConfig) -> None:
     """Says how many there are, where a setting wants them; raises UserError for none."""
     if config.answers_wanted_by is None:
         return
@@ -147,7 +153,7 @@ def _check_answers(prompts: Sequence[Mapping[str, str | None]], config: PromptsS
     print(f"{config.key}: {count:,} of {len(prompts):,} problems have a reference answer", file=sys.stderr)
 
 
-def _check_domains(prompts: Sequence[Mapping[str, str | None]], config: PromptsStepConfig) -> None:
+def check_domains(prompts: Sequence[Mapping[str, str | None]], config: ProblemsConfig) -> None:
     """Raises UserError where a budget names a domain that no problem is of: it would be found days later, by `select`."""
     there = Counter(row["domain"] or "none" for row in prompts)
     for budget, domains in config.budgets.items():
@@ -162,7 +168,7 @@ def _check_domains(prompts: Sequence[Mapping[str, str | None]], config: PromptsS
 class LearningCheck:
     """Tells problems that must not be learned from."""
 
-    def __init__(self, context: StepContext[PromptsStepConfig]) -> None:
+    def __init__(self, context: StepContext[Any]) -> None:
         rows = context.artifact("held_out").rows("prompts", ["uuid", "input"])
         self._held_out = HeldOutProblems((row["uuid"], row["input"]) for row in rows)
         folders = [context.inputs[name] for name in ("teacher", "student") if name in context.inputs]
@@ -237,14 +243,5 @@ def _raw_rows(path: Path | None, source: PromptSource) -> Iterator[tuple[str, st
 
 
 def _dataset_rows(source: PromptSource) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    try:
-        from datasets import load_dataset
-    except ImportError:
-        raise UserError("prompts.*.dataset needs the datasets library: pip install datasets") from None
-    name = source.dataset
-    try:
-        rows = load_dataset(name, source.subset, split=source.split, revision=source.revision)
-    except Exception as error:  # the library raises many kinds: unknown name, unknown split, no network
-        raise UserError(f"data set {name!r}, split {source.split!r}: can't be loaded: {error}") from None
-    for number, row in enumerate(rows, 1):
-        yield f"{name}: row {number}", row
+    for number, row in enumerate(load_rows(source, None), 1):
+        yield f"{source.dataset}: row {number}", row

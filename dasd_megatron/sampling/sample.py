@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from dasd_megatron.config.base import Count, ExecutionOnly, Positive, Temperature
 from dasd_megatron.config.models import ModelConfig
 from dasd_megatron.config.sampling import SamplingConfig
+from dasd_megatron.sampling.asked_prompts import asked_prompts
 from dasd_megatron.sampling.engine_step import EngineStepConfig, EngineWork, open_engine
 from dasd_megatron.sampling.engines.engine import Request, Sample
 from dasd_megatron.sampling.responses import count_responses
@@ -19,7 +18,6 @@ from dasd_megatron.sampling.seeds import sample_seed
 from dasd_megatron.steps.cost_estimate import SAMPLED, Cost, Documents, InputEstimates, Unknown, responses_of
 from dasd_megatron.steps.step import StepContext
 from dasd_megatron.tokenization.tokenizer import open_tokenizer
-from dasd_megatron.utils.errors import UserError
 
 
 class SampleConfig(EngineStepConfig):
@@ -42,13 +40,13 @@ class SampleStep(SamplingStepKind[SampleConfig]):
 
     def shard_count(self, context: StepContext[SampleConfig]) -> int:
         """Shards of the prompts that are asked."""
-        return math.ceil(len(_prompts(context)) / context.config.sampling.prompts_per_shard)
+        return math.ceil(len(asked_prompts(context, context.config.limit)) / context.config.sampling.prompts_per_shard)
 
     def load(self, context: StepContext[SampleConfig]) -> SamplingWork[Request, Sample]:
         """Loads the engine; asks for a shard's responses."""
         config, sampling = context.config, context.config.sampling
         tokenizer = open_tokenizer(context.inputs["model"], config.model)
-        prompts, size = _prompts(context), sampling.prompts_per_shard
+        prompts, size = asked_prompts(context, context.config.limit), sampling.prompts_per_shard
 
         def items(shard: int) -> ShardItems[Request, Sample]:
             rows, requests = [], []
@@ -108,27 +106,3 @@ def sampled_cost(made: Documents) -> Cost:
     """Of new responses."""
     read, written = made.count * (made.prompt + made.prefix), made.count * made.response
     return Cost(made.count, "responses", read, written, samples=True, bytes=made.bytes(SAMPLED))
-
-
-def _prompts(context: StepContext[SampleConfig]) -> list[dict[str, Any]]:
-    prompts: list[dict[str, Any]] = context.artifact("prompts").read("prompts").to_pylist()
-    limit = context.config.limit
-    return _of_domains(context.name, prompts, limit) if isinstance(limit, dict) else prompts[:limit]
-
-
-def _of_domains(step: str, prompts: list[dict[str, Any]], wanted: Mapping[str, int]) -> list[dict[str, Any]]:
-    """The first prompts of each domain, as many as are wanted, in their order. Raises UserError where there are too few."""
-    found = Counter(prompt["domain"] for prompt in prompts)
-    for domain, count in wanted.items():
-        if found[domain] < count:
-            there = ", ".join(f"{name or 'none'} {number}" for name, number in found.most_common())
-            raise UserError(
-                f"{step}: the stage's prompts.{domain}={count}, but its problems have {found[domain]} of that domain (it has: "
-                f"{there}); lower the number, or fix the name"
-            )
-    left, chosen = dict(wanted), []
-    for prompt in prompts:
-        if left.get(prompt["domain"], 0):
-            left[prompt["domain"]] -= 1
-            chosen.append(prompt)
-    return chosen

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from dasd_megatron.config.load import load_recipe
 from dasd_megatron.config.recipe import Recipe
+from dasd_megatron.config.stages import StageConfig
 from dasd_megatron.pipeline.graph import build_steps, find_step
 from dasd_megatron.report.summary_table import print_summary
 from dasd_megatron.runtime.git_source import ROOT, Source
@@ -108,13 +109,24 @@ def with_absolute_paths(recipe: Recipe, cluster: ClusterConfig) -> Recipe:
     prompts = {
         name: source.model_copy(update={"path": absolute(f"prompts.{name}.path", source.path)})
         for name, source in (("train", recipe.prompts.train), ("test", recipe.prompts.test))
+        if source is not None
     }
-    stages = []
-    for index, stage in enumerate(recipe.stages):
-        if stage.kind == "sampled" and stage.source is not None:
+
+    def stage_of(index: int, stage: StageConfig) -> StageConfig:
+        if stage.kind != "sampled":
+            return stage
+        found: dict[str, object] = {}
+        if stage.source is not None:
             path = absolute(f"stages.{index}.source.path", stage.source.path)
-            stage = stage.model_copy(update={"source": stage.source.model_copy(update={"path": path})})
-        stages.append(stage)
+            found["source"] = stage.source.model_copy(update={"path": path})
+        if stage.responses is not None:
+            key, logprobs = f"stages.{index}.responses", stage.responses.logprobs
+            if logprobs is not None:
+                logprobs = logprobs.model_copy(update={"path": absolute(f"{key}.logprobs.path", logprobs.path)})
+            path = absolute(f"{key}.path", stage.responses.path)
+            found["responses"] = stage.responses.model_copy(update={"path": path, "logprobs": logprobs})
+        return stage.model_copy(update=found)
+
     turns = recipe.mixed_policy.turns
     predictors = {
         key: absolute(f"mixed_policy.turns.{key}", getattr(turns, key))
@@ -123,7 +135,7 @@ def with_absolute_paths(recipe: Recipe, cluster: ClusterConfig) -> Recipe:
     mixed_policy = recipe.mixed_policy.model_copy(update={"turns": turns.model_copy(update=predictors)})
     return recipe.model_copy(
         update={
-            "stages": stages,
+            "stages": [stage_of(index, stage) for index, stage in enumerate(recipe.stages)],
             "mixed_policy": mixed_policy,
             "run_dir": run_dir,
             "teacher": section("teacher", "model"),

@@ -11,6 +11,8 @@ STEP_KINDS: Registry[type[StepKind[Any]]] = Registry(
     "step kind",
     {
         "prompts": "dasd_megatron.sampling.prompts:PromptsStep",
+        "response_prompts": "dasd_megatron.sampling.response_prompts:ResponsePromptsStep",
+        "responses": "dasd_megatron.sampling.existing_responses:ResponsesStep",
         "sample": "dasd_megatron.sampling.sample:SampleStep",
         "turns": "dasd_megatron.sampling.turns:TurnsStep",
         "rollout": "dasd_megatron.sampling.student_rollout:RolloutStep",

@@ -50,10 +50,14 @@ class ResponseFormat(Protocol):
     Attributes:
         close: canonical text at the end of a reasoning that ended with one of `closing_ids`.
         closing_ids: tokens that end the reasoning and aren't part of the text.
+        opening_ids: what a response begins with, before its reasoning.
+        answer_ids: what is between reasoning and answer.
     """
 
     close: str
     closing_ids: list[int]
+    opening_ids: list[int]
+    answer_ids: list[int]
 
     def prefix_ids(self, prefix: str, prompt_ids: Sequence[int]) -> list[int]:
         """Token ids that, after the prompt, make the model continue the canonical text `prefix`."""
@@ -120,6 +124,7 @@ class Think:
     def __init__(self, tokenizer: ChatTokenizer) -> None:
         self._tokenizer = tokenizer
         self.close, self.closing_ids = CLOSE, list[int]()
+        self.opening_ids, self.answer_ids = tokenizer.encode(f"{OPEN}\n"), tokenizer.encode(f"\n{CLOSE}\n\n")
 
     def prefix_ids(self, prefix: str, prompt_ids: Sequence[int]) -> list[int]:
         return self._tokenizer.encode(_unopened(self._tokenizer, prompt_ids, prefix))
@@ -148,6 +153,8 @@ class Harmony:
     """
 
     _SPECIAL = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>", "<|call|>")
+    _OPENING = "<|channel|>analysis<|message|>"
+    _ANSWER = "<|end|><|start|>assistant<|channel|>final<|message|>"
 
     def __init__(self, tokenizer: ChatTokenizer) -> None:
         self._tokenizer = tokenizer
@@ -162,12 +169,13 @@ class Harmony:
         self._ids = np.array(list(self._names), np.int32)
         self.close = f"\n{CLOSE}"
         self.closing_ids = [token for token, name in self._names.items() if name == "<|end|>"]
+        self.opening_ids, self.answer_ids = tokenizer.encode(self._OPENING), tokenizer.encode(self._ANSWER)
 
     def prefix_ids(self, prefix: str, prompt_ids: Sequence[int]) -> list[int]:
         thinking, close, answer = prefix.lstrip().removeprefix(OPEN).removeprefix("\n").partition(CLOSE)
-        text = "<|channel|>analysis<|message|>" + (thinking.removesuffix("\n") if close else thinking)
+        text = self._OPENING + (thinking.removesuffix("\n") if close else thinking)
         if close:
-            text += "<|end|><|start|>assistant<|channel|>final<|message|>" + answer.lstrip("\n")
+            text += self._ANSWER + answer.lstrip("\n")
         return self._tokenizer.encode(text)
 
     def parse(self, prompt_ids: ArrayLike, prefix_ids: ArrayLike, ids: ArrayLike, stopped: bool) -> Response:

@@ -46,6 +46,10 @@ class TokenBytes:
         self._row = np.frombuffer(b"".join(self._bytes), np.uint8)
         self._places = np.cumsum(self._sizes, dtype=np.int32) - self._sizes
 
+    def __len__(self) -> int:
+        """Tokens of the vocabulary, added ones included."""
+        return len(self._bytes) - 1
+
     def __getitem__(self, token: int) -> bytes:
         return self._bytes[min(token, len(self._bytes) - 1)]
 

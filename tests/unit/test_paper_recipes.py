@@ -138,6 +138,28 @@ def test_stages_of_the_mixture_of_experts_can_be_added(models: Path) -> None:
     assert all(every[step].key == first[step].key for step in first if step != "report")
 
 
+def test_released_responses_save_the_sampling(models: Path) -> None:
+    names = ("dasd_4b", "dasd_4b_public")
+    recipes = [load_recipe(recipe_file(name), local("dasd_4b", models)) for name in names]
+    costs: list[dict[str, float]] = []
+    for recipe in recipes:
+        plan = Costs(recipe, "h100")
+        steps = build_steps(recipe).values()
+        costs.append({step.name: plan.of(step, job_resources(recipe, step, 8)).gpu_hours or 0.0 for step in steps})
+    sampled, public = costs
+    saved = {
+        kind: sum(cost for name, cost in sampled.items() if name.startswith(kind)) for kind in ("sample_", "score_")
+    }
+    scored = sum(cost for name, cost in public.items() if name.startswith("score_"))
+    assert sum(public.values()) == pytest.approx(sum(sampled.values()) - saved["sample_"] - saved["score_"] + scored)
+    assert scored == pytest.approx(saved["score_"] / 4)
+    assert f"{sum(public.values()):,.1f} GPU-hours, {sum(sampled.values()) - sum(public.values()):,.1f} less" in PAGE
+    assert (
+        f"({saved['sample_']:,.1f}), and a quarter as many candidates are scored ({0.75 * saved['score_']:,.1f})"
+        in (PAGE.replace("\n", " "))
+    )
+
+
 def test_costs_are_those_that_the_page_estimates(models: Path) -> None:
     """docs/paper.md, line by line: from the paper's figures and those of data sheets and configs, without the code."""
     recipe = load_recipe(recipe_file("dasd_4b"), local("dasd_4b", models))

@@ -54,7 +54,7 @@ def test_a_limit_takes_the_first_prompts(shards: Any) -> None:
 
 
 def test_prompts_by_domain_keep_their_order() -> None:
-    from dasd_megatron.sampling.sample import _of_domains
+    from dasd_megatron.sampling.asked_prompts import _of_domains
 
     prompts = [{"uuid": n, "domain": "ab"[n % 2]} for n in range(8)]
     assert [row["uuid"] for row in _of_domains("step", prompts, {"b": 1, "a": 3})] == [0, 1, 2, 4]

@@ -33,7 +33,7 @@ from dasd_megatron.config.recipe import Recipe
 from dasd_megatron.curation.filtering import FilterConfig, FilterStep
 from dasd_megatron.curation.packing import PackStep, PackStepConfig
 from dasd_megatron.curation.selection import SelectStep, SelectStepConfig
-from dasd_megatron.steps.step import ShardedStepKind, StepContext
+from dasd_megatron.steps.step import ShardByShardKind, StepContext
 
 CONTEXT = 65_536
 SENTENCE_END: str = Recipe.model_fields["sentence_end"].default
@@ -42,7 +42,7 @@ CANDIDATES = 4
 SHARDS = 2
 # How many times a process does its shards.
 ROUNDS = {"filter": 1, "select": 1, "pack": 4}
-STEPS: dict[str, tuple[type[ShardedStepKind[Any]], str]] = {  # with the artifact that each reads
+STEPS: dict[str, tuple[type[ShardByShardKind[Any]], str]] = {  # with the artifact that each reads
     "filter": (FilterStep, "sample"),
     "select": (SelectStep, "score"),
     "pack": (PackStep, "filter"),

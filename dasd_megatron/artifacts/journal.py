@@ -68,7 +68,9 @@ def read_journals(folder: Path, shard: int, schema: pa.Schema) -> Iterator[pa.Ta
     """The rows of a shard that its journals have, with their numbers; a row may be in several of them."""
     for path in sorted(folder.glob(f"{shard:05d}.*")):
         with path.open("rb") as file:
-            for body in _records(file):
+            for _, read in _records(file):
+                if (body := read()) is None:
+                    break
                 yield _rows(body, _with_numbers(schema))
 
 
@@ -92,32 +94,35 @@ class JournalFollower:
                 yield from self._of(path, file)
 
     def _of(self, path: Path, file: IO[bytes]) -> Iterator[Callable[[], pa.Table]]:
-        size, place = os.fstat(file.fileno()).st_size, self._places.get(path, 0)
-        while place + _HEADER.size <= size:
-            file.seek(place)
-            _, length = _HEADER.unpack(file.read(_HEADER.size))
-            place += _HEADER.size + length
-            if not length or place > size:
-                break
-            self._places[path] = place
-            yield partial(_read_rows, file, length, self._schema)
+        for end, read in _records(file, self._places.get(path, 0)):
+            self._places[path] = end
+            yield partial(self._rows, read)
+
+    def _rows(self, read: Callable[[], bytes | None]) -> pa.Table:
+        body = read()
+        return self._schema.empty_table() if body is None else _rows(body, self._schema)
 
 
 def _with_numbers(schema: pa.Schema) -> pa.Schema:
     return schema.append(pa.field(NUMBER, pa.int32()))
 
 
-def _records(file: IO[bytes]) -> Iterator[bytes]:
-    while len(header := file.read(_HEADER.size)) == _HEADER.size:
-        checksum, size = _HEADER.unpack(header)
-        body = file.read(size)
-        if not body or len(body) < size or zlib.crc32(body) != checksum:  # zeros: what a lost node may leave
+def _records(file: IO[bytes], place: int = 0) -> Iterator[tuple[int, Callable[[], bytes | None]]]:
+    """Of each record from `place` on that isn't cut off: where it ends, and what reads it; None for one that is damaged."""
+    size = os.fstat(file.fileno()).st_size
+    while place + _HEADER.size <= size:
+        file.seek(place)
+        checksum, length = _HEADER.unpack(file.read(_HEADER.size))
+        start, place = place + _HEADER.size, place + _HEADER.size + length
+        if not length or place > size:  # zeros: what a lost node may leave
             return
-        yield body
+        yield place, partial(_body, file, start, length, checksum)
 
 
-def _read_rows(file: IO[bytes], length: int, schema: pa.Schema) -> pa.Table:
-    return _rows(file.read(length), schema)
+def _body(file: IO[bytes], start: int, length: int, checksum: int) -> bytes | None:
+    file.seek(start)
+    body = file.read(length)
+    return body if zlib.crc32(body) == checksum else None
 
 
 def _rows(body: bytes, schema: pa.Schema) -> pa.Table:

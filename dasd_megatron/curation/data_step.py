@@ -7,14 +7,14 @@ from typing import ClassVar, TypeVar
 
 from dasd_megatron.config.gpu_specs import GpuName
 from dasd_megatron.steps.cost_estimate import InputEstimates
-from dasd_megatron.steps.step import Replicas, ShardedStepKind, StepConfig, StepContext
+from dasd_megatron.steps.step import Replicas, ShardByShardKind, StepConfig, StepContext
 
 C = TypeVar("C", bound=StepConfig)
 # Of an input, on disk, that one more process is worth: starting one takes seconds.
 PROCESS_BYTES = 16 << 20
 
 
-class DataStepKind(ShardedStepKind[C]):
+class DataStepKind(ShardByShardKind[C]):
     """A step whose shards are shared out among a machine's cores."""
 
     # Of what it reads, on one core (benchmarks/curation.py).

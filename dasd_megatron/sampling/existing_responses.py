@@ -26,7 +26,7 @@ from dasd_megatron.sampling.response_prompts import ROWS, response_columns
 from dasd_megatron.sampling.responses import count_responses, response_table
 from dasd_megatron.sampling.sample import sampled_cost
 from dasd_megatron.steps.cost_estimate import Cost, Documents, InputEstimates, responses_of
-from dasd_megatron.steps.step import Replicas, ShardedStepKind, ShardWork, StepConfig, StepContext
+from dasd_megatron.steps.step import Replicas, ShardByShardKind, ShardWork, StepConfig, StepContext
 from dasd_megatron.tokenization.missing_markup import with_markup
 from dasd_megatron.tokenization.response_format import response_format
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer, open_tokenizer
@@ -57,7 +57,7 @@ class ResponsesConfig(StepConfig):
     expected_response_tokens: ExecutionOnly[Positive | None] = None
 
 
-class ResponsesStep(ShardedStepKind[ResponsesConfig]):
+class ResponsesStep(ShardByShardKind[ResponsesConfig]):
     """Reads `prompts` (of a step `response_prompts`) and the rows of `source` and `logprobs`, and knows the tokenizer of `model`.
 
     A shard is `prompts_per_shard` prompts.

@@ -22,7 +22,7 @@ from dasd_megatron.sampling.engine_step import EngineStepConfig, EngineStepKind
 from dasd_megatron.sampling.engines.engine import Request, Sample
 from dasd_megatron.sampling.responses import RESPONSES, response_table
 from dasd_megatron.sampling.sampling_progress import OpenWork, SamplingWatch, reported
-from dasd_megatron.steps.step import POLL, Claim, Claims, ShardWork, Standing, StepContext
+from dasd_megatron.steps.step import POLL, Claim, Claims, Standing, StepContext
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer
 
 E = TypeVar("E", bound=EngineStepConfig)
@@ -88,10 +88,6 @@ class SamplingStepKind(EngineStepKind[E]):
     def watch(self, context: StepContext[E]) -> Callable[[], Standing]:
         """Counts tokens."""
         return SamplingWatch(context.output, self.table, self.shard_count(context))
-
-    def open(self, context: StepContext[E]) -> ShardWork:
-        """Shards aren't done one by one."""
-        raise TypeError(f"{self.name} does its shards together")
 
     def do_shards(self, context: StepContext[E], claims: Claims) -> None:
         """Does shards until none is left."""

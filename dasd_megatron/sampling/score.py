@@ -13,7 +13,7 @@ from dasd_megatron.config.models import ModelConfig
 from dasd_megatron.sampling.engine_step import EngineStepConfig, EngineStepKind, EngineWork, open_engine
 from dasd_megatron.sampling.engines.engine import TokenScores
 from dasd_megatron.steps.cost_estimate import SCORED, Cost, InputEstimates, pass_through_cost
-from dasd_megatron.steps.step import ShardWork, StepContext
+from dasd_megatron.steps.step import ShardByShardKind, ShardWork, StepContext
 
 
 class ScoreConfig(EngineStepConfig):
@@ -35,7 +35,7 @@ SCORES = pa.schema(
 )
 
 
-class ScoreStep(EngineStepKind[ScoreConfig]):
+class ScoreStep(ShardByShardKind[ScoreConfig], EngineStepKind[ScoreConfig]):
     """Reads filtered `responses`, and runs `model`; each shard gives the columns SCORES of one."""
 
     name = "score"

@@ -182,10 +182,6 @@ class ShardedStepKind(StepKind[C]):
         """Number of shards; cheap."""
 
     @abstractmethod
-    def open(self, context: StepContext[C]) -> ShardWork:
-        """Loads what the work needs, once a process, and returns the work."""
-
-    @abstractmethod
     def summarize(self, context: StepContext[C]) -> dict[str, Any]:
         """Facts for the manifest, from the shards on disk."""
 
@@ -208,6 +204,23 @@ class ShardedStepKind(StepKind[C]):
         count = self.shard_count(context)
         return lambda: Standing(count - len(self.pending(context)), count)
 
+    @abstractmethod
+    def do_shards(self, context: StepContext[C], claims: Claims) -> None:
+        """Does shards until none is left."""
+
+    def run(self, context: StepContext[C]) -> dict[str, Any]:
+        """All shards that are left, in this process, which has the step to itself."""
+        self.do_shards(context, _Unshared(self.pending(context)))
+        return self.facts(context)
+
+
+class ShardByShardKind(ShardedStepKind[C]):
+    """A step whose processes do one shard after another."""
+
+    @abstractmethod
+    def open(self, context: StepContext[C]) -> ShardWork:
+        """Loads what the work needs, once a process, and returns the work."""
+
     def do_shards(self, context: StepContext[C], claims: Claims) -> None:
         """Does shards until none is left."""
         work: ShardWork | None = None
@@ -227,11 +240,6 @@ class ShardedStepKind(StepKind[C]):
                 writer.write(tables)
             if not wanted():
                 writer.discard()
-
-    def run(self, context: StepContext[C]) -> dict[str, Any]:
-        """All shards that are left, in this process, which has the step to itself."""
-        self.do_shards(context, _Unshared(self.pending(context)))
-        return self.facts(context)
 
 
 class _Unshared:

@@ -1,9 +1,10 @@
 #!/usr/bin/env python
 """How much of an engine's time sampling uses: vLLM on this machine, and 32 engines by simulation at the paper's lengths.
 
-1. A tiny model writes responses of lengths with a long tail through the sampling step (leases, journals, shards on disk), and
-   through vLLM itself, which is given all requests at once; also shard by shard, the engine drained after each. Each way runs in
-   a process of its own, in turns; times are from the first request to the last shard on disk, loading left out.
+1. A model with random weights, one of whose steps takes about as long as one of a large model on GPUs (tens of milliseconds),
+   writes responses of lengths with a long tail through the sampling step (leases, journals, shards on disk), and through vLLM
+   itself, which is given all requests at once; also shard by shard, the engine drained after each. Each way runs in a process
+   of its own, in turns; times are from the first request to the last shard on disk, loading left out.
 2. Engines that write the high-temperature responses of examples/dasd_4b: gpt-oss-120b on two H100 each, by the plan's model of
    decoding (weights and KV caches read once a step). Shares are of an ideal: every engine at its best all the time.
 
@@ -19,6 +20,7 @@ import argparse
 import heapq
 import json
 import math
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -43,11 +45,18 @@ from dasd_megatron.steps.step import StepContext
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer
 from tests.conftest import TOY
 
-MODEL = TOY / "teacher"
+# The toy teacher's tokenizer, and a model of 30M parameters.
+TOKENIZER = TOY / "teacher"
+SIZE: dict[str, Any] = {
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 8,
+    "layer_types": ["full_attention"] * 8,
+    "max_position_embeddings": 2048,
+}
 WAYS = ("vllm", "step", "shard_by_shard")
 PROMPT = "3*4+1?"
-# Of the model's 512 positions.
-MEAN_LENGTH, LONGEST = 80, 480
+MEAN_LENGTH, LONGEST = 150, 600
 # Of a simulated engine.
 GPUS = 2
 # sigma of a lognormal distribution whose spread (mean square by squared mean) is 1.8: exp(sigma^2).
@@ -86,10 +95,21 @@ class LongTailStep(SamplingStepKind[EngineStepConfig]):
         return EngineWork()
 
 
-def run_way(way: str, responses: int, by_shard: int, batch: int) -> float:
+def random_model(folder: Path) -> Path:
+    """A model folder."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shutil.copytree(TOKENIZER, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(TOKENIZER), **SIZE)).save_pretrained(folder)
+    return folder
+
+
+def run_way(way: str, model: Path, responses: int, by_shard: int, batch: int) -> float:
     """Seconds that all responses take, in this process."""
-    tokenizer = ChatTokenizer(MODEL)
-    engine = load_engine(MODEL, EngineConfig(name="vllm", dtype="float32", max_batch=batch))
+    tokenizer = ChatTokenizer(TOKENIZER)
+    engine = load_engine(model, EngineConfig(name="vllm", dtype="float32", max_batch=batch))
     lengths = lengths_of(responses, MEAN_LENGTH, LONGEST)
     requests = [Request(tokenizer.prompt_ids(PROMPT), n, length, 1.0, 1.0, []) for n, length in enumerate(lengths)]
     generate_all(engine, requests[:batch])  # warm
@@ -121,13 +141,13 @@ def _raw(engine: Any, requests: Sequence[Request]) -> None:
     assert len(outputs) == len(requests)
 
 
-def measure(rounds: int, responses: int, by_shard: int, batch: int) -> dict[str, float]:
+def measure(model: Path, rounds: int, responses: int, by_shard: int, batch: int) -> dict[str, float]:
     """Tokens/s of vLLM itself, and each way's share of it: medians of rounds."""
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     for _ in range(rounds):
         for way in WAYS:
             command = [sys.executable, "-m", "benchmarks.sampling", "--way", way, "--responses", str(responses)]
-            command += ["--by-shard", str(by_shard), "--batch", str(batch)]
+            command += ["--by-shard", str(by_shard), "--batch", str(batch), "--model", str(model)]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             seconds[way].append(json.loads(done.stdout.splitlines()[-1])["seconds"])
             print(f"{way:>15} {seconds[way][-1]:.1f} s", flush=True)
@@ -239,15 +259,19 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--responses", type=int, default=1500)
-    parser.add_argument("--by-shard", type=int, default=100, help="responses of a shard")
+    parser.add_argument("--responses", type=int, default=800)
+    parser.add_argument("--by-shard", type=int, default=64, help="responses of a shard")
     parser.add_argument("--batch", type=int, default=32, help="responses that vLLM decodes together")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.way:
-        print(json.dumps({"seconds": run_way(args.way, args.responses, args.by_shard, args.batch)}))
+        print(json.dumps({"seconds": run_way(args.way, args.model, args.responses, args.by_shard, args.batch)}))
         return
-    found: dict[str, Any] = {"vllm_on_cpu": measure(args.rounds, args.responses, args.by_shard, args.batch)}
+    with tempfile.TemporaryDirectory() as name:
+        model = random_model(Path(name) / "model")
+        on_cpu = measure(model, args.rounds, args.responses, args.by_shard, args.batch)
+    found: dict[str, Any] = {"vllm_on_cpu": on_cpu}
     decoding = teacher_decoding(17_600)
     print(f"simulated engine: {decoding.slots} slots, {decoding.best:,.0f} tokens/s")
     found["simulated"] = {}

@@ -46,7 +46,7 @@ class FilterPreview:
     @classmethod
     def of(cls, step: Step, steps: Iterable[Step]) -> FilterPreview | None:
         """Of a step that samples what one of the steps filters; None for others."""
-        for other in steps:
+        for other in steps if isinstance(step.kind, SamplingStepKind) else ():
             if isinstance(other.kind, FilterStep) and other.inputs["responses"] is step:
                 return cls(step, other)
         return None

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,7 +17,7 @@ from dasd_megatron.artifacts.artifact import Artifact
 from dasd_megatron.config.load import load_recipe
 from dasd_megatron.pipeline.graph import build_steps
 from tests.conftest import ROOT, TOY
-from tests.helpers.small_run import RECIPE, SMALL, artifacts, finish
+from tests.helpers.small_run import RECIPE, SMALL, TOLERANCE, artifacts, finish
 
 ONE_STAGE = "stages=[{name: low_temperature, kind: sampled, temperature: 0.6}]"
 
@@ -48,7 +49,7 @@ def released(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dic
     texts, logprobs = [], []
     for row in rows:
         uuid = f"{row['uuid']}-{row['sample_index']}"
-        text = row["text"].removesuffix("<|end|>")
+        text = row["text"].removesuffix("<|return|>")
         texts.append({"uuid": uuid, "input": row["input"], "output": text, "domain": row["domain"], "meta": "{}"})
         logprobs.append({"sample_uuid": uuid, "token_ids": row["token_ids"], "logprobs": row["logprobs"]})
     return texts, logprobs[::-1]
@@ -71,12 +72,15 @@ def stage(path: Path, logprobs: Path | None = None, **more: Any) -> str:
     )
 
 
-def choices(folder: Path, step: str, overrides: list[str]) -> list[tuple[str, str, float]]:
-    """What `select` has chosen, with its scores, in a form that doesn't depend on uuids."""
+def choices(folder: Path, overrides: list[str]) -> tuple[list[tuple[str, str]], list[tuple[float, ...]]]:
+    """What `select` has chosen, and every candidate's scores, in a form that doesn't depend on uuids."""
     os.chdir(ROOT)
-    artifact = Artifact(build_steps(load_recipe(RECIPE, [*SMALL, f"run_dir={folder}", *overrides]))[step].folder)
-    rows = artifact.read("responses", ["input", "text", "score"]).to_pylist()
-    return sorted((row["input"], row["text"], round(row["score"], 4)) for row in rows)
+    steps = build_steps(load_recipe(RECIPE, [*SMALL, f"run_dir={folder}", *overrides]))
+    artifact = Artifact(steps["select_low_temperature"].folder)
+    chosen = [(row["input"], row["text"]) for row in artifact.rows("responses", ["input", "text"])]
+    scores = ["text_hash", "share_above", "mean_difference", "mean_log_ratio"]
+    candidates = [tuple(row[name] for name in scores) for row in artifact.rows("candidates", scores)]
+    return sorted(chosen), sorted(candidates)
 
 
 def run(folder: Path, *overrides: str) -> tuple[int, str]:
@@ -92,7 +96,9 @@ def test_a_release_is_learned_from_without_a_teacher(
     overrides = [stage(*files), f"teacher.model={tokenizer_only}", "evaluation.teacher=false"]
     code, out = run(tmp_path / "run", *overrides)
     assert code == 0, out[-3000:]
-    assert choices(tmp_path / "run", "select_low_temperature", overrides) == choices(calm, "select_low_temperature", [])
+    (chosen, scores), (expected, expected_scores) = choices(tmp_path / "run", overrides), choices(calm, [])
+    assert chosen == expected
+    np.testing.assert_allclose(scores, expected_scores, rtol=0, atol=TOLERANCE)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert list(summary["accuracy"]) == ["student", "low_temperature"]
     assert summary["alignment"] == {}

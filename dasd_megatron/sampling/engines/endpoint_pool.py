@@ -48,7 +48,7 @@ class Endpoint:
         if self.failures >= FAILURES:
             pause = min(FIRST_PAUSE * 2 ** (self.failures - FAILURES), LONGEST_PAUSE)
             if self.failures == FAILURES:
-                print(f"warning: {self.url} is down ({reason}); the others get its work", file=sys.stderr, flush=True)
+                print(f"warning: {self.url} is down ({reason}); it is asked again later", file=sys.stderr, flush=True)
             self.down_until = time.monotonic() + pause
 
     def answered(self) -> None:

@@ -46,9 +46,9 @@ class VllmServer:
             **vllm_environment(config),
             "VLLM_API_KEY": self.key,
         }
-        with tempfile.NamedTemporaryFile(prefix="dasd-vllm-server-", suffix=".log", delete=False) as log:
-            self._log = Path(log.name)
-            self._process = start_group(command, environment, log)
+        # Without a name, so that nothing is left of it; it gets one where the server fails.
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115
+        self._process = start_group(command, environment, self._log)
         while not self._is_up():
             if self._process.poll() is not None:
                 raise UserError(self._why(model))
@@ -72,10 +72,13 @@ class VllmServer:
         return True
 
     def _why(self, model: Path) -> str:
-        text = self._log.read_text(errors="replace")
+        self._log.seek(0)
+        text = self._log.read().decode(errors="replace")
         found = [first or second for first, second in _REASON.findall(text) if _CONSEQUENCE not in first]
         reason = found[-1].strip() if found else f"exit code {self._process.returncode}"
-        return f"{model}: vLLM's server ended: {reason}; its log is {self._log}"
+        with tempfile.NamedTemporaryFile("w", prefix="dasd-vllm-server-", suffix=".log", delete=False) as log:
+            log.write(text)
+        return f"{model}: vLLM's server ended: {reason}; its log is {log.name}"
 
 
 def _free_port() -> int:

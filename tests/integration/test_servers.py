@@ -193,8 +193,12 @@ def test_a_replica_starts_a_server_of_its_own(in_process: Any, tokenizer: ChatTo
 def test_a_server_that_cannot_start_or_ends_is_said_once(tokenizer: ChatTokenizer) -> None:
     with pytest.raises(UserError, match=r"vLLM's server ended: .*unrecognized arguments: --no-such-option"):
         ServerEngine(MODEL, own_server("--no-such-option"))
+    with pytest.raises(
+        UserError, match=r"log-probabilities at the sampling temperature, .* --logprobs-mode raw_logprobs"
+    ):
+        ServerEngine(MODEL, own_server("--logprobs-mode", "processed_logprobs"))
     found = ServerEngine(MODEL, own_server())
-    (group,) = psutil.Process().children()
+    group = psutil.Process().children()[-1]
     ended = found.generate(requests(tokenizer, 1.0) * 20)
     next(ended)
     group.terminate()

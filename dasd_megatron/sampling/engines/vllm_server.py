@@ -25,7 +25,7 @@ SERVE = "from vllm.entrypoints.launchers.api_server.entry import main; main()"
 # Seconds between looks whether it is up, or has ended.
 LOOK = 0.5
 # Lines of its log that say why it ended; the second kind only points to the first.
-_REASON = re.compile(r"(\w*(?:Error|Exception): .+)|error: (.+)")
+_REASON = re.compile(r"(?:^|[\])] )(?:(\w*(?:Error|Exception): .+)|.* error: (.+))", re.MULTILINE)
 _CONSEQUENCE = "Engine core initialization failed"
 
 

@@ -23,7 +23,7 @@ from dasd_megatron import versions
 from dasd_megatron.config.training import ParallelConfig, TrainingConfig
 from dasd_megatron.models.hf_model import HFModel, dtype_named
 from dasd_megatron.models.parallel_layout import layout_problem
-from dasd_megatron.utils.child_process import child_options
+from dasd_megatron.utils.child_process import TORCHRUN_VARIABLES, child_options
 from dasd_megatron.utils.errors import UserError
 from dasd_megatron.utils.files import write_json
 
@@ -31,15 +31,6 @@ from dasd_megatron.utils.files import write_json
 # rounding up more than that, how many times what a rounding of the embeddings alone does.
 TOLERANCE = 1e-5
 ROUNDINGS = 4
-_TORCHRUN_VARIABLES = (
-    "RANK",
-    "WORLD_SIZE",
-    "LOCAL_RANK",
-    "LOCAL_WORLD_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-    "GROUP_RANK",
-)
 
 
 @dataclass(frozen=True)
@@ -117,7 +108,7 @@ def _megatron_outputs(hf: HFModel, megatron: Path, parallel: ParallelConfig, ref
                 "-m",
             ]
         in_child, environment = child_options()
-        for name in _TORCHRUN_VARIABLES:
+        for name in TORCHRUN_VARIABLES:
             environment.pop(name, None)
         environment["CUDA_VISIBLE_DEVICES"] = ""
         environment["OMP_NUM_THREADS"] = str(max(1, available_cores() // parallel.world_size))

@@ -36,7 +36,7 @@ class SamplingResourcesConfig(ResourcesConfig):
     """Of steps that run an engine: sample, score, rollout, continue, evaluate."""
 
     image: str = "sampling"
-    """Which of the cluster's images."""
+    """Which of the cluster's images; by default `training` for a step whose engine is megatron."""
 
 
 class DataResourcesConfig(ResourcesConfig):
@@ -56,7 +56,7 @@ class LaunchConfig(Config):
     """Where and how wide steps run. Never changes a result."""
 
     replicas: Positive | None = None
-    """Engine processes side by side on a machine; by default one for every engine.tensor_parallel GPUs (one without GPUs)."""
+    """Engines side by side on a machine; by default as many as there are GPUs for (engine.tensor_parallel), one without GPUs."""
 
     threads: Positive = 1
     """Threads of each process; on shared CPU cores more than one is slower."""

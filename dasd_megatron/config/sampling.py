@@ -37,14 +37,37 @@ class ServerConfig(Config):
     """Seconds without an answer from any of them, at the start as later, before the step gives up."""
 
 
+class MegatronScorerConfig(Config):
+    """The model as training runs it, for scoring alone: whole documents in packs, in the layout below, and never all logits.
+
+    `engine.tensor_parallel` splits its matrices; the GPUs of one engine are tensor_parallel x context x pipeline.
+    """
+
+    context: Positive = 1
+    """Splits every document, for documents that are too long for one GPU."""
+
+    pipeline: Positive = 1
+    """Splits the layers into stages."""
+
+    expert: Positive = 1
+    """Splits the experts over the GPUs that share a stage; adds none."""
+
+    pack_tokens: Positive = 16_384
+    """Documents are scored together up to this number of tokens; a longer one is scored alone."""
+
+
 class EngineConfig(Config):
     """What samples and scores."""
 
     name: str = "vllm"
-    """`vllm` in the step's own processes, `server`, `transformers` (the reference), or one that a plugin registers."""
+    """`vllm` in the step's own processes, `server`, `transformers` (the reference), or one that a plugin registers; to score with
+    also `megatron`, the model as training runs it."""
 
     server: ExecutionOnly[ServerConfig] = ServerConfig()
     """Of `name: server`: the servers. `max_batch` is how many requests each of them gets at a time."""
+
+    megatron: ExecutionOnly[MegatronScorerConfig] = MegatronScorerConfig()
+    """Of `name: megatron`: its layout and packs."""
 
     # The settings below that aren't part of a result shift numbers by rounding at most.
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -69,6 +92,12 @@ class EngineConfig(Config):
     def runs_elsewhere(self) -> bool:
         """Whether it is servers that are there already."""
         return self.name == "server" and bool(self.server.endpoints)
+
+    @property
+    def gpus(self) -> int:
+        """Of one engine."""
+        split = self.megatron.context * self.megatron.pipeline if self.name == "megatron" else 1
+        return self.tensor_parallel * split
 
 
 if TYPE_CHECKING:

@@ -28,6 +28,7 @@ from dasd_megatron.pipeline.registered_names import check_named_parts
 from dasd_megatron.pipeline.step_builder import Source
 from dasd_megatron.pipeline.teacher_steps import TeacherSteps
 from dasd_megatron.report.report import ReportConfig
+from dasd_megatron.sampling.engines.megatron_engine import check_scorer
 from dasd_megatron.sampling.sample import SampleConfig
 from dasd_megatron.sampling.score import ScoreConfig
 from dasd_megatron.sampling.student_rollout import RolloutConfig
@@ -78,6 +79,9 @@ class _GraphBuilder(TeacherSteps):
                 recipe.memory,
                 recipe.packing.context_length,
             )
+        scorer = recipe.engine.of("scorer")
+        if scorer.name == "megatron":
+            check_scorer(recipe.student.model, scorer)
 
     def _check_teacher_runs(self) -> None:
         """Raises UserError where something runs the teacher, and only its tokenizer is there."""

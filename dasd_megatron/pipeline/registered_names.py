@@ -9,7 +9,8 @@ from dasd_megatron.config.sampling import EngineRole
 from dasd_megatron.curation.filters.registry import additional_filters
 from dasd_megatron.curation.scores import SCORES
 from dasd_megatron.grading.registry import GRADERS
-from dasd_megatron.sampling.engines.registry import ENGINES
+from dasd_megatron.sampling.engines.registry import ENGINES, ONLY_SCORE
+from dasd_megatron.utils.errors import UserError
 from dasd_megatron.utils.registry import Registry
 
 
@@ -27,4 +28,18 @@ def check_named_parts(recipe: Recipe) -> None:
     ]
     for registry, name, where in named:
         registry.check(name, where)
+    _check_samplers(recipe)
     additional_filters(recipe.filters.additional)
+
+
+def _check_samplers(recipe: Recipe) -> None:
+    """Raises UserError for an engine that is to sample and only scores."""
+    for role in ("teacher", "student"):
+        name = recipe.engine.of(role).name
+        if name in ONLY_SCORE:
+            named = getattr(recipe.engine, role).written().get("name")
+            where = "engine.name" if named is None else f"engine.{role}.name"
+            raise UserError(
+                f"{where}: the engine {name} only scores, and the {role} writes, too; set engine.scorer.name={name}, and "
+                f"another for the {role}, such as vllm"
+            )

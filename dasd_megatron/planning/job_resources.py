@@ -36,8 +36,9 @@ def job_resources(recipe: Recipe, step: Step, gpus_per_node: int) -> JobResource
     """What `step` needs on a cluster whose nodes have that number of GPUs. Raises UserError where it can't be had there."""
     group = step.group
     asked: ResourcesConfig = getattr(recipe.launch, group)
-    if step.name in recipe.launch.steps:
-        asked = asked.model_validate({**asked.model_dump(), **recipe.launch.steps[step.name].written()})
+    of_step = recipe.launch.steps[step.name].written() if step.name in recipe.launch.steps else {}
+    says_image = asked.image != type(asked)().image or "image" in of_step
+    asked = asked.model_validate({**asked.model_dump(), **of_step})
     gpus = gpus_per_node if asked.gpus_per_node is None else asked.gpus_per_node
     nodes, processes = asked.nodes or 1, 1
     match step.processes:
@@ -49,8 +50,8 @@ def job_resources(recipe: Recipe, step: Step, gpus_per_node: int) -> JobResource
         case Replicas(count, gpus_each):
             if gpus and gpus < gpus_each:
                 raise UserError(
-                    f"{step.name}: engine.tensor_parallel={gpus_each} needs as many GPUs in a node, not {gpus}; lower it, or "
-                    f"raise launch.{group}.gpus_per_node"
+                    f"{step.name}: one engine has {gpus_each} GPUs (engine.tensor_parallel, engine.megatron), and a node {gpus}; "
+                    f"lower the one, or raise launch.{group}.gpus_per_node"
                 )
             processes = count or max(1, gpus // gpus_each)
     return JobResources(
@@ -61,7 +62,7 @@ def job_resources(recipe: Recipe, step: Step, gpus_per_node: int) -> JobResource
         cpus_per_node=asked.cpus_per_node,
         memory_per_node=asked.memory_per_node,
         time=seconds(asked.time),
-        image=asked.image,
+        image=asked.image if says_image else step.kind.image(step.config) or asked.image,
     )
 
 

@@ -39,8 +39,8 @@ def gpu_shares(count: int, gpus_each: int) -> list[dict[str, str]]:
         return [{} for _ in range(count)]
     if count * gpus_each > len(gpus):
         raise UserError(
-            f"launch.replicas={count} with engine.tensor_parallel={gpus_each} needs {count * gpus_each} GPUs, "
-            f"and {len(gpus)} are visible; lower one of them"
+            f"launch.replicas={count} engines of {gpus_each} GPUs (engine.tensor_parallel, engine.megatron) need "
+            f"{count * gpus_each} GPUs, and {len(gpus)} are visible; lower one of them"
         )
     starts = range(0, count * gpus_each, gpus_each)
     return [{"CUDA_VISIBLE_DEVICES": ",".join(gpus[start : start + gpus_each])} for start in starts]

@@ -60,7 +60,11 @@ class EngineStepKind(ShardedStepKind[E]):
         """Replicas, each with the GPUs of one engine; one process where servers elsewhere do the work."""
         if self.runs_elsewhere(config):
             return None
-        return Replicas(config.replicas, config.engine.tensor_parallel)
+        return Replicas(config.replicas, config.engine.gpus)
+
+    def image(self, config: E) -> str | None:
+        """Of the engine `megatron` training's, which has Transformer Engine."""
+        return "training" if config.engine.name == "megatron" else None
 
     def hours(self, config: E, inputs: InputEstimates, gpu: GpuName | None, processes: int) -> float | None:
         """Forward passes, limited by FLOP/s, and then decoding, limited by memory bandwidth (decoding_speed.py), shared out
@@ -87,7 +91,7 @@ class EngineStepKind(ShardedStepKind[E]):
                 mbu=expected.mbu,
             )
             decoding = asked.count * asked.response / (engines * rate) / 3600
-        gpus = engines * config.engine.tensor_parallel
+        gpus = engines * config.engine.gpus
         return hours(flops / 3, gpus, gpu, fp8=False, mfu=expected.mfu) + decoding  # a forward pass is a third
 
 

@@ -95,6 +95,10 @@ class StepKind(ABC, Generic[C]):
         """As which processes it runs; None: as one."""
         return None
 
+    def image(self, config: C) -> str | None:
+        """Which of the cluster's images it runs in where the recipe doesn't say; None: the one of its node group."""
+        return None
+
     def cost(self, config: C, inputs: InputEstimates) -> Cost:
         """What it makes, reads, writes and leaves on disk. Raises Unknown where that can't be known."""
         return Cost()

@@ -11,11 +11,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
-from megatron.core.tensor_parallel.mappings import (
-    copy_to_tensor_model_parallel_region,
-    gather_from_sequence_parallel_region,
-)
+
+from dasd_megatron.megatron_model.vocabulary_head import HeadRows, float32_product, whole_hidden_states
 
 # Logits of one chunk: 128 MiB in fp32, whatever the number of tokens.
 CHUNK_ELEMENTS = 32 << 20
@@ -38,16 +35,11 @@ def loss_sum(
         loss_mask: float [1, tokens]; positions with 0 cost nothing.
         vocabulary: size without padding; padded rows take no part in the softmax.
     """
-    if sequence_parallel:
-        hidden_states = gather_from_sequence_parallel_region(hidden_states, tensor_parallel_output_grad=True)
-    else:
-        hidden_states = copy_to_tensor_model_parallel_region(hidden_states)
-    group = parallel_state.get_tensor_model_parallel_group()
-    first = group.rank() * weight.shape[0]
-    rows = max(0, min(weight.shape[0], vocabulary - first))
+    hidden = whole_hidden_states(hidden_states, sequence_parallel)
+    head = HeadRows.of(weight, vocabulary)
     targets = loss_mask[0].nonzero()[:, 0]
     losses: torch.Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_states[:, 0].index_select(0, targets), weight, labels[0, targets] - first, rows, group
+        hidden.index_select(0, targets), weight, labels[0, targets] - head.first, head.count, head.group
     )
     return torch.dot(losses, loss_mask[0, targets].float())
 
@@ -66,7 +58,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         chosen = torch.zeros_like(running_max)  # the label's logit
         # Softmax in one pass over the vocabulary: the sum so far is rescaled whenever a chunk has a larger logit.
         for start, end in _chunks(tokens, rows):
-            logits = _product(hidden, weight[start:end].t())
+            logits = float32_product(hidden, weight[start:end].t())
             _take_labels(chosen, logits, labels, start, end)
             new_max = torch.maximum(running_max, logits.amax(1))
             total = total * (running_max - new_max).exp() + logits.sub_(new_max[:, None]).exp_().sum(1)
@@ -95,7 +87,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # The gradient of a logit is its probability, less 1 for the label. No collective: what other ranks' rows add to the
         # hidden states' gradient is summed where the hidden states came from (loss_sum).
         for start, end in _chunks(hidden.shape[0], ctx.rows):
-            probabilities = _product(hidden, weight[start:end].t()).sub_(log_sum[:, None]).exp_()
+            probabilities = float32_product(hidden, weight[start:end].t()).sub_(log_sum[:, None]).exp_()
             here = ((labels >= start) & (labels < end)).nonzero()[:, 0]
             probabilities[here, labels[here] - start] -= 1.0
             grad_logits = probabilities.mul_(grad_losses[:, None]).to(hidden.dtype)
@@ -115,15 +107,8 @@ def _take_labels(chosen: torch.Tensor, logits: torch.Tensor, labels: torch.Tenso
     chosen[here] = logits[here, labels[here] - start]
 
 
-def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Matrix product in float32, whatever the factors' precision; its own memory, so that it can be changed in place."""
-    if left.dtype is torch.float32 or not left.is_cuda:
-        return (left @ right).float()
-    return torch.mm(left, right, out_dtype=torch.float32)
-
-
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
     if left.dtype is torch.float32:
         torch.addmm(total, left, right, out=total)
     else:
-        total += _product(left, right)
+        total += float32_product(left, right)

@@ -16,6 +16,16 @@ from dasd_megatron.utils.stop_signals import handled_by
 # Environment variable that names the process that started the run.
 LAUNCHER = "DASD_LAUNCHER_PID"
 _PR_SET_PDEATHSIG = 1
+# What torchrun tells a rank; a process that starts ranks of its own must not hand on what it was told itself.
+TORCHRUN_VARIABLES = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "GROUP_RANK",
+)
 
 
 def child_options() -> tuple[Callable[[], None], dict[str, str]]:

@@ -59,11 +59,21 @@ class Registry(Generic[T]):
         return cast(T, getattr(importlib.import_module(module), attribute))
 
 
+_loaded_plugins: list[str] = []
+
+
+def loaded_plugins() -> list[str]:
+    """The plugins that this process has loaded; a child that needs what they register loads them, too."""
+    return list(_loaded_plugins)
+
+
 def load_plugins(modules: list[str], where: str) -> None:
     """Imports the modules that a recipe lists under `plugins`. Raises UserError for one that can't be: why, and where."""
     for name in modules:
         try:
             importlib.import_module(name)
+            if name not in _loaded_plugins:
+                _loaded_plugins.append(name)
         except Exception as error:  # a plugin can raise anything
             raise UserError(f"{where}: plugins: {name!r} can't be imported: {_reason(name, error)}") from None
 

@@ -64,6 +64,49 @@ def fused_loss(parallel: ParallelConfig, vocabulary: int, chunk_elements: int) -
     }
 
 
+def scores_of_tokens(parallel: ParallelConfig, vocabulary: int, chunk_elements: int, top: int) -> dict[str, float]:
+    """Differences of scores that are made chunk by chunk from those of all logits at once: of log-probabilities and Brier scores
+    the largest, of ranks the number."""
+    import numpy as np
+    import torch
+    from megatron.core import parallel_state
+
+    from dasd_megatron.megatron_model import token_scores
+    from dasd_megatron.megatron_model.build_model import padded_vocabulary
+    from dasd_megatron.sampling.engines.engine import brier_scores
+
+    token_scores.CHUNK_ELEMENTS = chunk_elements
+    size, rank = parallel.tensor, parallel_state.get_tensor_model_parallel_rank()
+    generator = torch.Generator().manual_seed(0)
+    tokens, hidden, rows = 64, 48, padded_vocabulary(vocabulary, size)
+    # Of whole numbers, so that sums are exact in any order, and many tokens are equally likely.
+    states = torch.randint(-2, 3, (tokens, 1, hidden), generator=generator).float()
+    weight = torch.randint(-1, 2, (rows, hidden), generator=generator) / 4
+    weight[vocabulary:] = 100  # padding, which has no probability
+    labels = torch.randint(0, vocabulary, (1, tokens), generator=generator)
+    mask = (torch.rand(1, tokens, generator=generator) < 0.7).float()
+
+    kept = mask[0] > 0
+    logprobs = (states[kept, 0] @ weight[:vocabulary].t()).log_softmax(1)
+    logits, own = states[kept, 0] @ weight[:vocabulary].t(), labels[0, kept][:, None]
+    likeliest = logprobs.topk(min(top, vocabulary))
+
+    own_states = states.chunk(size)[rank] if parallel.splits_sequence else states
+    share = weight.chunk(size)[rank]
+    with torch.no_grad():
+        found = token_scores.token_scores(
+            own_states, share, labels, mask, vocabulary, parallel.splits_sequence, top
+        ).numpy()
+    # Where the token is as likely as the last of the likeliest, whether it is among them is a matter of order.
+    certain = (logits.gather(1, own)[:, 0] != logits.gather(1, likeliest.indices[:, -1:])[:, 0]).numpy()
+    brier = brier_scores(likeliest.values.numpy(), (likeliest.indices == own).numpy())
+    return {
+        "logprobs": float(np.abs(found[0] - logprobs.gather(1, own)[:, 0].numpy()).max()),
+        "ranks": int((found[1] != (logits >= logits.gather(1, own)).sum(1).numpy()).sum()),
+        "brier": float(np.abs(found[2] - brier)[certain].max(initial=0)),
+    }
+
+
 def isolation(
     parallel: ParallelConfig, model: str, checkpoint: str, lengths: list[int], isolate: bool
 ) -> dict[str, float]:

@@ -68,6 +68,15 @@ def test_overrides_reach_nested_keys_and_lists() -> None:
             "engine.max_length=200 (of the student's engine) leaves no room for a prompt beside evaluation.max_tokens=300",
         ),
         (["engine.scorer={name: sglang}"], "engine.scorer.name: no engine is called 'sglang'"),
+        (
+            ["engine.name=megatron"],
+            "engine.name: the engine megatron only scores, and the teacher writes, too; set engine.scorer.name=megatron",
+        ),
+        (["engine.student={name: megatron}"], "engine.student.name: the engine megatron only scores, and the student"),
+        (
+            ["engine.scorer={name: megatron, tensor_parallel: 3}"],
+            "engine.scorer.tensor_parallel, engine.scorer.megatron: tensor=3 doesn't divide the 4 attention heads",
+        ),
         (["training.min_learning_rate=1.0"], "min_learning_rate is above learning_rate"),
         (["training.keep_every=150"], "keep_every=150 is no multiple of save_every=100"),
         (["prompts.train.dataset=x"], "give exactly one of path and dataset"),
@@ -157,6 +166,7 @@ def test_a_change_renames_what_depends_on_it_and_nothing_else() -> None:
         "training.async_save=false",
         "run_dir=elsewhere",
         "engine.max_batch=8",
+        "engine.megatron={context: 2, pack_tokens: 65536}",
     ],
 )
 def test_where_and_how_it_runs_renames_nothing(override: str) -> None:

@@ -16,9 +16,7 @@ def test_a_replica_for_each_share_of_the_gpus(monkeypatch: pytest.MonkeyPatch) -
     assert replica_count(ENGINE) == 4
     assert replica_count(Replicas(count=3, gpus_each=2)) == 3
     assert [share["CUDA_VISIBLE_DEVICES"] for share in gpu_shares(4, 2)] == ["0,1", "2,5", "6,7", "8,9"]
-    with pytest.raises(
-        UserError, match=r"launch\.replicas=5 with engine\.tensor_parallel=2 needs 10 GPUs, and 8 are visible"
-    ):
+    with pytest.raises(UserError, match=r"launch\.replicas=5 engines of 2 GPUs .* need 10 GPUs, and 8 are visible"):
         gpu_shares(5, 2)
 
 

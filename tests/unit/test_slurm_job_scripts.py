@@ -104,12 +104,26 @@ def test_nodes_follow_the_layout() -> None:
     assert job_resources(recipe, steps["score_low_temperature"], 8).processes_per_node == 8
 
 
+def test_the_megatron_scorer_has_the_gpus_of_its_layout_and_trainings_image() -> None:
+    """Transformer Engine is in that image alone."""
+    scorer = "engine.scorer={name: megatron, tensor_parallel: 2, megatron: {context: 2}}"
+    steps, recipe = steps_and_recipe(scorer, "launch.steps={score_high_temperature: {image: other}}")
+    score = job_resources(recipe, steps["score_low_temperature"], 8)
+    assert (score.image, score.processes_per_node) == ("training", 2)
+    assert job_resources(recipe, steps["score_high_temperature"], 8).image == "other"
+    sample = job_resources(recipe, steps["sample_low_temperature"], 8)
+    assert (sample.image, sample.processes_per_node) == ("sampling", 8)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["launch.training.nodes=3"], "16 ranks (parallel: data=16) don't fit on 3 nodes with 8 GPUs each"),
         (["launch.training.nodes=1"], "16 ranks (parallel: data=16) don't fit on 1 nodes with 8 GPUs each"),
-        (["engine.tensor_parallel=16"], "engine.tensor_parallel=16 needs as many GPUs in a node, not 8"),
+        (
+            ["engine.teacher={tensor_parallel: 16}"],
+            "one engine has 16 GPUs (engine.tensor_parallel, engine.megatron), and a node 8",
+        ),
         (
             ["launch.training.time='00:04:00'"],
             "00:04:00 is no longer than the 300 seconds that it is told to stop before",

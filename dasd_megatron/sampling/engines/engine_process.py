@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import subprocess
 import sys
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
@@ -22,13 +19,13 @@ from typing import Any
 from dasd_megatron.config.sampling import EngineConfig
 from dasd_megatron.sampling.engines.engine import Ended, Engine, Request
 from dasd_megatron.sampling.engines.registry import ENGINES
-from dasd_megatron.utils.child_process import child_options
 from dasd_megatron.utils.errors import UserError
+from dasd_megatron.utils.piped_process import PipedProcess, parent_connection
 
 THIS = "dasd_megatron.sampling.engines.engine_process"
 
 
-class EngineProcess:
+class EngineProcess(PipedProcess):
     """Generates in a child process, which ends with this one. The model is loaded when it is there: two engines that load at the
     same time would each count the other's memory as its own.
 
@@ -36,63 +33,24 @@ class EngineProcess:
     """
 
     def __init__(self, model: Path, config: EngineConfig) -> None:
-        self._model = model
-        self._connection, child = Pipe()
-        end_with_parent, environment = child_options()
-
-        def in_child() -> None:
-            end_with_parent()
-            signal.signal(
-                signal.SIGINT, signal.SIG_IGN
-            )  # Ctrl-C ends the parent, and that this process, without a word
-
-        command = [sys.executable, "-m", THIS, str(child.fileno())]
-        self._process = subprocess.Popen(
-            command, env=environment, preexec_fn=in_child, pass_fds=[child.fileno()], stdin=subprocess.DEVNULL
-        )
-        child.close()
-        self._send((ENGINES.get(config.name, "engine.name"), model, config))  # the class itself: it may be a plugin's
-        self._received()
-
-    @property
-    def pid(self) -> int:
-        """Of the child."""
-        return self._process.pid
-
-    def fileno(self) -> int:
-        """For `multiprocessing.connection.wait`: readable when `ended` returns at once."""
-        return self._connection.fileno()
+        super().__init__(THIS, f"{model}: the engine's process", "lower engine.max_batch or engine.max_length")
+        # The class itself: it may be a plugin's.
+        self.send((ENGINES.get(config.name, "engine.name"), model, config))
+        self.receive()
 
     def ask(self, requests: Sequence[Request]) -> None:
         """Gives the engine more to do; requests are numbered from 0 in the order that they are given in."""
-        self._send(list(requests))
+        self.send(list(requests))
 
     def ended(self) -> Ended:
         """Waits for the next samples (see Engine.generate)."""
-        samples: Ended = self._received()
+        samples: Ended = self.receive()
         return samples
-
-    def _send(self, message: object) -> None:
-        with contextlib.suppress(ConnectionError):  # what is received next says why
-            self._connection.send(message)
-
-    def _received(self) -> Any:
-        try:
-            found = self._connection.recv()
-        except (EOFError, ConnectionError):
-            code = self._process.wait()
-            remedy = "its message is above"
-            if code == -signal.SIGKILL:
-                remedy = "where memory ran out, lower engine.max_batch or engine.max_length"
-            raise UserError(f"{self._model}: the engine's process ended (exit code {code}); {remedy}") from None
-        if isinstance(found, UserError):
-            raise found
-        return found
 
 
 def main() -> None:
     """Entry point of the child."""
-    connection: Connection[Any, Any] = Connection(int(sys.argv[1]))
+    connection = parent_connection()
     try:
         load, model, config = connection.recv()
         engine: Engine = load(model, config)

@@ -16,8 +16,11 @@ ENGINES: Registry[Callable[[Path, EngineConfig], Engine]] = Registry(
         "vllm": "dasd_megatron.sampling.engines.vllm_engine:VllmEngine",
         "server": "dasd_megatron.sampling.engines.server_engine:ServerEngine",
         "transformers": "dasd_megatron.sampling.engines.transformers_engine:TransformersEngine",
+        "megatron": "dasd_megatron.sampling.engines.megatron_engine:MegatronEngine",
     },
 )
+# Engines that score, and don't sample.
+ONLY_SCORE = frozenset({"megatron"})
 
 
 def load_engine(model: Path, config: EngineConfig) -> Engine:

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Speed and memory of filter, select and pack on CPU cores, with the real tokenizers of gpt-oss and Qwen3.
+"""Speed and memory of responses, filter, select and pack on CPU cores, with the real tokenizers of gpt-oss and Qwen3.
 
 Two shards of synthetic responses (synthetic_responses.py) go through the steps: one process does both of them, then two processes
-do one each. Tokens are the teacher's; of `pack`, the student's. Its shards are windows of documents, and there are two where
-every response goes in twice; a process does its windows four times, for a run's processes do several, and only the first one's
-memory is new. The last line is JSON.
+do one each. `responses` reads them as the paper's authors released theirs. Tokens are the teacher's; of `pack`, the student's:
+its shards are windows of documents, and there are two where every response goes in twice; a process does its windows four times,
+for a run's processes do several, and only the first one's memory is new. The last line is JSON.
 
 example:
   python -m benchmarks.curation --responses 2304
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -30,9 +31,11 @@ from dasd_megatron.artifacts.writer import ArtifactWriter
 from dasd_megatron.config.curation import FiltersConfig, SelectionConfig
 from dasd_megatron.config.models import ModelConfig
 from dasd_megatron.config.recipe import Recipe
+from dasd_megatron.config.responses import LogprobSource, ResponseSource
 from dasd_megatron.curation.filtering import FilterConfig, FilterStep
 from dasd_megatron.curation.packing import PackStep, PackStepConfig
 from dasd_megatron.curation.selection import SelectStep, SelectStepConfig
+from dasd_megatron.sampling.existing_responses import ResponsesConfig, ResponsesStep
 from dasd_megatron.steps.step import ShardByShardKind, StepContext
 
 CONTEXT = 65_536
@@ -41,8 +44,9 @@ SENTENCE_END: str = Recipe.model_fields["sentence_end"].default
 CANDIDATES = 4
 SHARDS = 2
 # How many times a process does its shards.
-ROUNDS = {"filter": 1, "select": 1, "pack": 4}
+ROUNDS = {"responses": 1, "filter": 1, "select": 1, "pack": 4}
 STEPS: dict[str, tuple[type[ShardByShardKind[Any]], str]] = {  # with the artifact that each reads
+    "responses": (ResponsesStep, "sample"),
     "filter": (FilterStep, "sample"),
     "select": (SelectStep, "score"),
     "pack": (PackStep, "filter"),
@@ -51,6 +55,8 @@ STEPS: dict[str, tuple[type[ShardByShardKind[Any]], str]] = {  # with the artifa
 
 def context_of(step: str, folder: Path, teacher: Path, student: Path) -> StepContext[Any]:
     """The step's context; its artifact is `folder`/`step`."""
+    if step == "responses":
+        return _context_of_responses(folder, teacher)
     configs = {
         "filter": FilterConfig(
             teacher=ModelConfig(model=teacher, response_format="harmony"),
@@ -71,15 +77,31 @@ def context_of(step: str, folder: Path, teacher: Path, student: Path) -> StepCon
     return StepContext(step, configs[step], inputs, ArtifactWriter(folder / step, {}))
 
 
+def _context_of_responses(folder: Path, teacher: Path) -> StepContext[Any]:
+    texts, logprobs = folder / "texts.parquet", folder / "logprobs.parquet"
+    config = ResponsesConfig(
+        model=ModelConfig(model=teacher, response_format="harmony"),
+        source=ResponseSource(path=texts, logprobs=LogprobSource(path=logprobs)),
+        key="responses",
+        temperature=1.0,
+        limit=None,
+        max_tokens=CONTEXT,
+        prompts_per_shard=math.ceil(Artifact(folder / "prompts").manifest["counts"]["prompts"] / SHARDS),
+    )
+    inputs = {"prompts": folder / "prompts", "model": teacher, "source": texts, "logprobs": logprobs}
+    return StepContext("responses", config, inputs, ArtifactWriter(folder / "responses", {}))
+
+
 def make_sampled(folder: Path, teacher: Path, responses: int) -> None:
-    """The artifact `sample`: SHARDS shards of about so many responses each."""
-    from benchmarks.synthetic_responses import ResponseMaker, write_sampled
+    """The artifact `sample`: SHARDS shards of about so many responses each; and the same as a release."""
+    from benchmarks.synthetic_responses import ResponseMaker, write_released, write_sampled
     from dasd_megatron.tokenization.tokenizer import ChatTokenizer
 
-    writer = ArtifactWriter(folder / "sample", {})
-    maker = ResponseMaker(ChatTokenizer(teacher), seed=0)
+    writer, tokenizer = ArtifactWriter(folder / "sample", {}), ChatTokenizer(teacher)
+    maker = ResponseMaker(tokenizer, seed=0)
     write_sampled(writer, maker, range(SHARDS), max(1, responses // CANDIDATES), CANDIDATES)
     writer.finish(counts={})
+    write_released(folder, Artifact(folder / "sample"), tokenizer)
 
 
 def do_shards(step: str, shards: Sequence[int], folder: Path, teacher: Path, student: Path) -> None:
@@ -152,6 +174,7 @@ def main() -> None:
     found = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        os.environ["HF_DATASETS_CACHE"] = str(folder / "datasets")
         make_sampled(folder, args.teacher, args.responses)
         for step in STEPS:
             if step == "select":

@@ -12,14 +12,28 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dasd_megatron.artifacts.artifact import Artifact
+from dasd_megatron.artifacts.columns import numpy_rows
 from dasd_megatron.artifacts.writer import ArtifactWriter
+from dasd_megatron.sampling.prompts import PROMPTS
+from dasd_megatron.sampling.response_prompts import ROWS
 from dasd_megatron.sampling.responses import RESPONSES
 from dasd_megatron.sampling.score import MAX_RANK, SCORES
+from dasd_megatron.tokenization.response_format import Harmony
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer
 
+# Columns as the paper's authors have them.
+RELEASED = {
+    "uuid": pa.string(),
+    "input": pa.string(),
+    "output": pa.string(),
+    "sample_uuid": pa.string(),
+    "token_ids": pa.list_(pa.int64()),
+    "logprobs": pa.list_(pa.float64()),
+}
 # Of a response in the teacher's tokens: log-normal, so that E[L^2] / E[L]^2 is that of the paper's figure 8.
 MEAN_TOKENS, SECOND_MOMENT, MAX_TOKENS = 17_600, 1.8, 65_536
 # Pieces of text of each kind, and characters of a piece.
@@ -105,6 +119,36 @@ def write_sampled(
             for start in range(0, prompts, batch):
                 table = maker.table(min(batch, prompts - start), candidates, shard * prompts + start)
                 file.write({"responses": table})
+
+
+def write_released(folder: Path, sampled: Artifact, teacher: ChatTokenizer) -> None:
+    """The same responses as the paper's authors released theirs, `texts.parquet` and `logprobs.parquet`, and the artifact
+    `prompts` that names them. Ids begin with the reasoning."""
+    form = Harmony(teacher)
+    skipped, prompts, rows = len(form.opening_ids), dict[str, dict[str, str]](), list[dict[str, int]]()
+    names = (("texts", ["uuid", "input", "output"]), ("logprobs", ["sample_uuid", "token_ids", "logprobs"]))
+    schemas = [pa.schema([(name, RELEASED[name]) for name in columns]) for _, columns in names]
+    files = [
+        pq.ParquetWriter(folder / f"{name}.parquet", schema) for (name, _), schema in zip(names, schemas, strict=True)
+    ]
+    for batch in sampled.batches("responses", ["uuid", "input", "prompt_ids", "token_ids", "logprobs"]):
+        texts, logprobs = [], []
+        for row in numpy_rows(batch):
+            uuid = str(len(rows))
+            output = form.parse(row["prompt_ids"], [], row["token_ids"], stopped=True).text
+            texts.append({"uuid": uuid, "input": row["input"], "output": output})
+            ids, probabilities = row["token_ids"][skipped:], row["logprobs"][skipped:]
+            logprobs.append({"sample_uuid": uuid, "token_ids": ids, "logprobs": probabilities})
+            prompts.setdefault(row["uuid"], {"uuid": row["uuid"], "input": row["input"]})
+            rows.append({"prompt": len(prompts) - 1, "text_row": len(rows), "logprobs_row": len(rows)})
+        for file, content, schema in zip(files, (texts, logprobs), schemas, strict=True):
+            file.write_table(pa.Table.from_pylist(content, schema))
+    for file in files:
+        file.close()
+    writer = ArtifactWriter(folder / "prompts", {})
+    writer.write_shard("rows", 0, pa.Table.from_pylist(rows, ROWS))
+    writer.write_shard("prompts", 0, pa.Table.from_pylist(list(prompts.values()), PROMPTS))
+    writer.finish(counts={"prompts": len(prompts), "responses": len(rows)})
 
 
 def write_scored(writer: ArtifactWriter, filtered: Artifact) -> None:

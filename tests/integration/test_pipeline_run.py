@@ -119,6 +119,7 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.full
+@pytest.mark.timeout(1800)
 def test_killed_at_random_moments_it_ends_the_same(calm: Path, tmp_path: Path) -> None:
     """kill -9 at 20 moments spread over the whole run: nothing is lost, doubled or different, and nothing is left running."""
     chance = random.Random(1)

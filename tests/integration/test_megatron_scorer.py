@@ -39,16 +39,13 @@ TOLERANCE = 1e-4
 LENGTHS = (3, 40, 1, 7, 120, 2, 90, 33, 33, 64, 5, 12)
 PACK_TOKENS = 100
 CASES: dict[str, tuple[str, dict[str, int]]] = {
-    "qwen3-one": ("qwen3", {}),
     "qwen3-tp2": ("qwen3", {"tensor": 2}),
     "qwen3-cp2": ("qwen3", {"context": 2}),
     "qwen3-pp2": ("qwen3", {"pipeline": 2}),
     "qwen3-tp2xcp2": ("qwen3", {"tensor": 2, "context": 2}),
     "qwen3_moe-tp2-ep2": ("qwen3_moe", {"tensor": 2, "expert": 2}),
     "qwen3_moe-cp2-ep2": ("qwen3_moe", {"context": 2, "expert": 2}),
-    "qwen3_moe-pp2": ("qwen3_moe", {"pipeline": 2}),
     "gpt_oss-one": ("gpt_oss", {}),
-    "gpt_oss-tp2": ("gpt_oss", {"tensor": 2}),
     "gpt_oss-cp2": ("gpt_oss", {"context": 2}),
     "llama-tp2": ("llama", {"tensor": 2}),
     "qwen2-cp2": ("qwen2", {"context": 2}),

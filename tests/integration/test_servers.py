@@ -209,7 +209,7 @@ def test_a_server_that_cannot_start_or_ends_is_said_once(tokenizer: ChatTokenize
 def test_a_run_has_a_server_as_its_teacher(servers: list[VllmServer], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     pool = f"{{endpoints: [{servers[0].url}, {servers[1].url}], api_key_variable: {KEY_VARIABLE}}}"
-    stages = "stages=[{name: first, kind: sampled, temperature: 0.6}, {name: second, kind: mixed_policy}]"
+    stages = "stages=[{name: low_temperature, kind: sampled, temperature: 0.6}]"
     options = [option for option in small_run(folder) if "stages." not in option]
     code, out, errors = finish(*options, stages, f"engine.teacher={{name: server, server: {pool}}}")
     assert code == 0, out[-3000:] + errors[-3000:]

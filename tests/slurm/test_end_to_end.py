@@ -34,11 +34,13 @@ def test_a_run_on_two_nodes_is_the_run_on_one_machine(site: Site, calm: Path, tm
 def test_a_run_starts_servers_for_its_teacher(site: Site, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     server = "engine.teacher={name: server, server: {arguments: [--seed, '1']}}"
-    stages = "stages=[{name: low_temperature, kind: sampled, temperature: 0.6}]"
-    more = [stages, "evaluation.teacher=false", "launch.steps.sample_low_temperature.nodes=2"]
-    code, out, errors = site.finish(*[option for option in small_run(folder) if "stages." not in option], server, *more)
+    nodes = "launch.steps.sample_low_temperature.nodes=2"
+    steps = ("prompts_test", "prompts_train", "sample_low_temperature")
+    only = [argument for step in steps for argument in ("--only", step)]
+    code, out, errors = site.finish(*small_run(folder), server, nodes, *only)
     assert code == 0, out[-3000:] + errors[-3000:]
-    assert json.loads((folder / "summary.json").read_text())["evaluated"] == 40
+    (made,) = (folder / "artifacts").glob("sample_low_temperature-*")
+    assert Artifact(made).manifest["counts"]["responses"] == 96
     assert processes_of("vllm.entrypoints") == []
 
 

@@ -28,7 +28,7 @@ class ResponseColumns(Config):
 
     token_ids: str = "token_ids"
     """The response in the teacher's tokens. Markup that isn't among them (gpt-oss's channels, `<think>`, the end of the turn) is
-    added, with a log-probability of 0: it takes no part in the selection."""
+    added, with a log-probability of 0; of it, the selection counts the end of the turn alone, as a certain token."""
 
     logprobs: str = "logprobs"
     """Natural log-probability of each of them, at T=1."""

@@ -43,6 +43,10 @@ class BadRow(Exception):
         super().__init__(detail)
         self.reason = reason
 
+    def refusal(self, place: str, key: str) -> UserError:
+        """The error of a source whose bad rows aren't dropped; `key`: of the source in the recipe."""
+        return UserError(f"{place}: {self}; fix it, or set {key}.bad_rows=drop to drop such rows")
+
 
 class ProblemsConfig(StepConfig):
     """What is asked of problems as a whole."""
@@ -87,9 +91,7 @@ class PromptsStep(StepKind[PromptsStepConfig]):
                 row = _checked_row(raw, place, seen, context.config)
             except BadRow as bad:
                 if source.bad_rows == "error":
-                    raise UserError(
-                        f"{place}: {bad}; fix it, or set {context.config.key}.bad_rows=drop to drop such rows"
-                    ) from None
+                    raise bad.refusal(place, context.config.key) from None
                 content = raw if isinstance(raw, str) else json.dumps(raw, default=str)
                 dropped.append({"place": place, "reason": bad.reason, "content": content})
                 continue

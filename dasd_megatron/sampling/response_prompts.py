@@ -120,9 +120,7 @@ class _Problems:
             prompt, logprobs_row = self._prompt(raw), self._logprobs_row(number, raw, place)
         except BadRow as bad:
             if self._source.bad_rows == "error":
-                raise UserError(
-                    f"{place}: {bad}; fix it, or set {self._config.key}.bad_rows=drop to drop such rows"
-                ) from None
+                raise bad.refusal(place, self._config.key) from None
             content = json.dumps(raw, default=str)
             self.dropped.append({"place": place, "reason": bad.reason, "content": content})
             return

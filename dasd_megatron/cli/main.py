@@ -19,6 +19,7 @@ COMMANDS = {
     "score": "run one step that scores responses under the student",
     "curate": "run one step that filters, selects or packs responses",
     "evaluate": "run one step that measures a model, or writes the report",
+    "grade": "grade responses that are in a file already",
     "settings": "print every setting of a recipe with its default and its meaning",
 }
 

@@ -22,7 +22,8 @@ class EvaluationConfig(Config):
     """Longest answer."""
 
     grader: str = "number"
-    """How an answer is compared with the reference: `exact` text, equal `number`s, or a grader that a plugin registers."""
+    """How an answer is compared with the reference: `exact` text, equal `number`s, `math` (the same value in whatever form), the
+    letter of a `choice`, `code` that passes tests, or a grader that a plugin registers."""
 
     teacher: bool = True
     """Whether the teacher is measured, too, and how far each model is from it. false where it can't be run: then every stage's

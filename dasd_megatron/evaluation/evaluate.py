@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from dasd_megatron.config.evaluation import EvaluationConfig
 from dasd_megatron.config.models import ModelConfig
-from dasd_megatron.grading.registry import grade
+from dasd_megatron.grading.registry import is_right
 from dasd_megatron.sampling.engine_step import EngineStepConfig, EngineWork, open_engine
 from dasd_megatron.sampling.engines.engine import Engine, Request, Sample
 from dasd_megatron.sampling.sampling_step import SamplingStepKind, SamplingWork, ShardItems
@@ -183,7 +183,7 @@ class Evaluator:
         for question, sample in zip(questions, samples, strict=True):
             problem, stopped = question.problem, sample.finish_reason == "stop"
             response = self._format.parse(question.request.prompt_ids, [], sample.token_ids, stopped)
-            right = stopped and grade(response.text, problem["answer"], self._config.evaluation.grader)
+            right = stopped and is_right(response.text, problem["answer"], self._config.evaluation.grader)
             rows.append(
                 {
                     "uuid": problem["uuid"],

@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
-from dasd_megatron.tokenization.response_format import CLOSE
+import re
 
-_BOXED = "\\boxed{"
+from dasd_megatron.tokenization.response_format import CLOSE, OPEN
+
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*")
 
 
-def final_answer(text: str) -> str:
-    """What follows the reasoning in a canonical response, the content of the last `\\boxed{}` if there is one."""
+def answer_text(text: str) -> str | None:
+    """What follows the reasoning in a canonical response; all of one that doesn't reason; None where the reasoning never ends."""
     _, closed, answer = text.rpartition(CLOSE)
-    if not closed:
-        return ""
-    boxed = _last_boxed(answer)
+    if closed:
+        return answer.strip()
+    return None if OPEN in text else text.strip()
+
+
+def final_answer(answer: str) -> str:
+    """The content of the last `\\boxed{}`, or all of the answer where there is none."""
+    boxed = last_boxed(answer)
     return (answer if boxed is None else boxed).strip()
 
 
-def _last_boxed(answer: str) -> str | None:
-    """Content of the last `\\boxed{}`, whose braces may be nested."""
-    start = answer.rfind(_BOXED)
-    if start < 0:
+def last_boxed(answer: str) -> str | None:
+    """Content of the last `\\boxed{}` (or `\\boxed 7`), whose braces may be nested; None where there is none that ends."""
+    *_, last = [None, *_BOX.finditer(answer)]
+    if last is None:
         return None
-    start += len(_BOXED)
-    depth = 1
-    for place in range(start, len(answer)):
-        depth += {"{": 1, "}": -1}.get(answer[place], 0)
+    rest = answer[last.end() :]
+    if not rest.startswith("{"):
+        word = re.match(r"[^\s$]+", rest)
+        return None if word is None else word.group()
+    depth = 0
+    for place, character in enumerate(rest):
+        escaped = place > 0 and rest[place - 1] == "\\"
+        depth += 0 if escaped else {"{": 1, "}": -1}.get(character, 0)
         if depth == 0:
-            return answer[start:place]
+            return rest[1:place]
     return None

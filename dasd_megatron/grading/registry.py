@@ -4,19 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dasd_megatron.grading.final_answer import final_answer
+from dasd_megatron.grading.final_answer import answer_text
+from dasd_megatron.grading.verdict import NO_ANSWER, Verdict
+from dasd_megatron.utils.errors import UserError
 from dasd_megatron.utils.registry import Registry
 
-# Each is called with a response's final answer and the reference answer, and says whether it is right.
-GRADERS: Registry[Callable[[str, str], bool]] = Registry(
+# Each is called with what follows a response's reasoning, and the reference.
+GRADERS: Registry[Callable[[str, str], Verdict]] = Registry(
     "grader",
     {
         "exact": "dasd_megatron.grading.exact:grade_exact",
         "number": "dasd_megatron.grading.number:grade_number",
+        "math": "dasd_megatron.grading.mathematics:grade_math",
+        "choice": "dasd_megatron.grading.choice:grade_choice",
+        "code": "dasd_megatron.grading.programs:grade_code",
     },
 )
 
 
-def grade(text: str, reference: str, grader: str) -> bool:
-    """Whether the final answer of a response in canonical form is right."""
-    return GRADERS.get(grader, "evaluation.grader")(final_answer(text), reference)
+def grade(text: str, reference: str, grader: str) -> Verdict:
+    """What the grader says of a response in canonical form.
+
+    Raises UserError where there is no such grader, or where it can't read the reference.
+    """
+    answer = answer_text(text)
+    if answer is None:
+        return Verdict(False, None, NO_ANSWER)
+    return GRADERS.get(grader, "grader")(answer, reference)
+
+
+def is_right(text: str, reference: str, grader: str) -> bool:
+    """Whether a response in canonical form is right. Raises UserError as `grade` does, and where the grader itself has failed."""
+    verdict = grade(text, reference, grader)
+    if verdict.correct is None:
+        raise UserError(f"grader {grader}: can't tell whether a response is right: {verdict.detail}")
+    return verdict.correct

@@ -16,7 +16,7 @@ from dasd_megatron.artifacts.columns import numpy_rows
 from dasd_megatron.config.base import Positive, Probability, Temperature
 from dasd_megatron.config.models import ModelConfig
 from dasd_megatron.config.sampling import SamplingConfig
-from dasd_megatron.grading.registry import grade
+from dasd_megatron.grading.registry import is_right
 from dasd_megatron.sampling.engine_step import EngineStepConfig, EngineWork, open_engine
 from dasd_megatron.sampling.engines.engine import Request, Sample
 from dasd_megatron.sampling.responses import RESPONSES, count_responses
@@ -177,4 +177,4 @@ def _skip_reason(answer: Mapping[str, Any], config: ContinueConfig) -> str | Non
         return "finished"
     if answer["answer"] is None:
         return "no_reference_answer"
-    return "right" if grade(answer["text"], answer["answer"], config.grader) else None
+    return "right" if is_right(answer["text"], answer["answer"], config.grader) else None

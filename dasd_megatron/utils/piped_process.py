@@ -59,6 +59,11 @@ class PipedProcess:
         """Of the child."""
         return self._process.pid
 
+    @property
+    def exit_code(self) -> int | None:
+        """Of the child, negative: of the signal that ended it; None while it lives."""
+        return self._process.poll()
+
     def fileno(self) -> int:
         """For `multiprocessing.connection.wait`: readable when `receive` returns at once."""
         return self._connection.fileno()

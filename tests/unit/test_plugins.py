@@ -33,6 +33,7 @@ from dasd_megatron.curation.filters.filter import Filter
 from dasd_megatron.curation.filters.registry import FILTERS
 from dasd_megatron.curation.scores import SCORES
 from dasd_megatron.grading.registry import GRADERS
+from dasd_megatron.grading.verdict import judged
 from dasd_megatron.sampling.engines.registry import ENGINES
 from dasd_megatron.sampling.engines.transformers_engine import TransformersEngine
 from dasd_megatron.steps.registry import STEP_KINDS
@@ -57,7 +58,7 @@ def least_difference(candidates, threshold):
 
 @GRADERS.register("last_digit")
 def last_digit(answer, reference):
-    return answer[-1:] == reference[-1:]
+    return judged(answer[-1:] == reference[-1:], answer[-1:])
 
 
 @ENGINES.register("counted")

@@ -96,7 +96,10 @@ def test_overrides_reach_nested_keys_and_lists() -> None:
             ["selection.score=share"],
             "selection.score: no selection score is called 'share'; the nearest is 'share_above'",
         ),
-        (["evaluation.grader=maths"], "evaluation.grader: no grader is called 'maths'; there are: exact, number"),
+        (
+            ["evaluation.grader=maths"],
+            "evaluation.grader: no grader is called 'maths'; the nearest is 'math'; there are: exact, number, math",
+        ),
         (["filters.additional={short: {}}"], "filters.additional: no filter is called 'short'"),
         (["plugins=[no_such_module]"], "plugins: 'no_such_module' can't be imported"),
         (["seed"], "override 'seed': write key=value"),

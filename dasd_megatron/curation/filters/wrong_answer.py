@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dasd_megatron.curation.filters.filter import Filter, StudentView
-from dasd_megatron.grading.registry import grade
+from dasd_megatron.grading.registry import is_right
 
 
 class WrongAnswerFilter(Filter):
@@ -12,6 +12,6 @@ class WrongAnswerFilter(Filter):
     def reason(self, response: StudentView) -> str | None:
         """`wrong_answer`."""
         reference, grader = response.row["answer"], self.setup.grader
-        if grader is None or reference is None or grade(response.text, reference, grader):
+        if grader is None or reference is None or is_right(response.text, reference, grader):
             return None
         return "wrong_answer"

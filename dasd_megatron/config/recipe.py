@@ -152,7 +152,9 @@ class Recipe(Config):
         for setting, tokens, role in wanted:
             longest = self.engine.of(role).max_length
             if longest is not None and longest <= tokens:
+                own = "max_length" in getattr(self.engine, role).written()
+                named = f"engine.{role}.max_length={longest}" if own else f"engine.max_length={longest}"
                 raise ValueError(
-                    f"engine.max_length={longest} (of the {role}'s engine) leaves no room for a prompt beside "
-                    f"{setting}={tokens}: it counts both; raise it, or lower {setting}"
+                    f"{named} (of the {role}'s engine) leaves no room for a prompt beside {setting}={tokens}: it counts both; "
+                    f"raise it, or lower {setting}"
                 )

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import AfterValidator, model_validator
 
 from dasd_megatron.config.base import Config, ExecutionOnly, Overrides, Positive, Probability, overrides_of
+
+
+def _is_address(text: str) -> str:
+    parts = urlsplit(text)
+    try:
+        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:  # of the port
+        whole = False
+    if not whole or any(character.isspace() for character in text):
+        raise ValueError("an address begins with http:// or https:// and names a host, such as http://node7:8000/v1")
+    return text
 
 
 class ServerConfig(Config):
@@ -16,7 +28,7 @@ class ServerConfig(Config):
     the prompts, whose token ids are sent. Servers must return token ids and log-probabilities.
     """
 
-    endpoints: list[Annotated[str, Field(pattern=r"^https?://[^\s]+$")]] = []
+    endpoints: list[Annotated[str, AfterValidator(_is_address)]] = []
     """Their addresses, `http://node7:8000/v1`. A request goes to the one that has fewest, and to another if that one fails. A
     step that uses them needs no GPU. Where there are none, each replica starts a vLLM server of its own, on its own GPUs, and
     ends it."""
@@ -124,6 +136,16 @@ class EnginesConfig(EngineConfig):
 
     scorer: EngineOverrides = EngineOverrides()
     """Keys of `engine` that differ where the student scores the teacher's responses."""
+
+    @model_validator(mode="after")
+    def _endpoints_are_used(self) -> EnginesConfig:
+        used = any(self.of(role).runs_elsewhere for role in get_args(EngineRole))
+        given = [self.server, *(self.of(role).server for role in get_args(EngineRole))]
+        if any(server.endpoints for server in given) and not used:
+            raise ValueError(
+                "server.endpoints: no engine asks them; set engine.name=server, or for one role engine.teacher.name=server"
+            )
+        return self
 
     def of(self, role: EngineRole) -> EngineConfig:
         """The settings of a role's engine."""

@@ -38,10 +38,14 @@ class FilterPreview:
         assert isinstance(filtered.config, FilterConfig)
         self._name, self._filtered, self._config = sampled.name, filtered, filtered.config
         self._follower = JournalFollower(ArtifactWriter(sampled.folder, {}).journals, sampled.kind.schema)
-        self._rule: ResponseFilter | None = None
         self._seen, self._checked = 0, 0
         self._reasons: Counter[str] = Counter()
         self._warned = False
+
+    def open(self) -> None:
+        """Loads what it needs; in the main thread, for the libraries don't bear being imported by two at once."""
+        teacher, student = (self._filtered.input_path(name) for name in ("teacher", "student"))
+        self._rule = ResponseFilter.open(self._config, teacher, student)
 
     @classmethod
     def of(cls, step: Step, steps: Iterable[Step]) -> FilterPreview | None:
@@ -52,7 +56,7 @@ class FilterPreview:
         return None
 
     def note(self) -> str:
-        """Looks at new responses; says the share that would pass, of those that were looked at so far."""
+        """Once it is open: looks at new responses; says the share that would pass, of those that were looked at so far."""
         for read in self._follower.records():
             self._seen += 1
             if self._checked < FIRST or self._seen % ONE_IN == 0:
@@ -66,9 +70,6 @@ class FilterPreview:
         return f"{share:.0%} would pass the filters"
 
     def _check(self, rows: pa.Table) -> None:
-        if self._rule is None:
-            teacher, student = (self._filtered.input_path(name) for name in ("teacher", "student"))
-            self._rule = ResponseFilter.open(self._config, teacher, student)
         for reason, _ in self._rule.apply(numpy_rows(rows)):
             self._checked += 1
             if reason is not None:

@@ -111,6 +111,8 @@ class LeasedShards:
 def _shown(kind: ShardedStepKind[Any], context: StepContext[Any], preview: FilterPreview | None) -> Iterator[None]:
     """Shows how far the step is, from a thread."""
     watch = kind.watch(context)
+    if preview is not None:
+        preview.open()
     began = watch()
     with Progress(context.name, began.total, kind.unit, began.done) as progress:
 

@@ -56,10 +56,14 @@ def load_rows(source: DataSource, path: Path | None) -> Any:
     """A `datasets.Dataset`; `path`: of the source's file, where it has one. Raises UserError."""
     try:
         from datasets import disable_progress_bars, load_dataset
+        from datasets.utils.logging import CRITICAL, set_verbosity
     except ImportError:
         raise UserError(f"{source.name}: needs the datasets library: pip install datasets") from None
     if not sys.stderr.isatty():
         disable_progress_bars()
+    set_verbosity(CRITICAL)  # the error says it
+    if path is not None and not path.stat().st_size:
+        raise UserError(f"{source.name}: the file is empty")
     try:
         if path is not None:
             form = "parquet" if path.suffix == ".parquet" else "json"
@@ -67,4 +71,4 @@ def load_rows(source: DataSource, path: Path | None) -> Any:
         return load_dataset(source.dataset, source.subset, split=source.split, revision=source.revision)
     except Exception as error:  # the library raises many kinds: unknown name, unknown split, no network, malformed rows
         cause = error.__cause__ or error
-        raise UserError(f"{source.name}: can't be loaded: {cause}") from None
+        raise UserError(f"{source.name}: can't be loaded: {cause or repr(cause)}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -32,7 +33,15 @@ from dasd_megatron.tokenization.response_format import response_format
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer, open_tokenizer
 from dasd_megatron.utils.errors import UserError
 
-DROPPED = pa.schema([("place", pa.string()), ("reason", pa.string()), ("input", pa.string()), ("text", pa.string())])
+DROPPED = pa.schema(
+    [
+        ("place", pa.string()),
+        ("reason", pa.string()),
+        ("input", pa.string()),
+        ("text", pa.string()),
+        ("spelled", pa.string()),  # by the token ids, where that is another text
+    ]
+)
 # Why a row is dropped whatever `bad_rows` says.
 DIFFER = "ids_and_text_differ"
 # Responses that are in memory at a time, and those that one more process is worth.
@@ -101,6 +110,9 @@ class ResponsesStep(ShardByShardKind[ResponsesConfig]):
                 f"{context.name}: not one response is usable (dropped: {dict(reasons)}); see the reasons in "
                 f"{context.output.path}/dropped-*.parquet, and check teacher.model and teacher.response_format"
             )
+        if reasons:
+            counted = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
+            print(f"{context.name}: dropped: {counted} (see {context.output.path}/dropped-*.parquet)", file=sys.stderr)
         return {**facts, "dropped": dict(reasons)}
 
     def documents(self, config: ResponsesConfig, inputs: InputEstimates) -> Documents:
@@ -163,20 +175,25 @@ class _ResponseReader:
         if "output" in self._columns:
             texts = self._responses.read(numbers, [self._columns["output"]])[0].to_pylist()
         columns = [self._logprob_columns[name] for name in ("token_ids", "logprobs")]
-        found = self._logprobs.read([int(self._logprobs_row[place]) for _, place, _ in wanted], columns)
+        places = [int(self._logprobs_row[place]) for _, place, _ in wanted]
+        found = self._logprobs.read(places, columns)
         ids, logprobs = (_numbers(found, column) for column in columns)
         rows, requests, samples, dropped = [], [], [], []
-        for (prompt, _, index), number, text, own, probabilities in zip(
-            wanted, numbers, texts, ids, logprobs, strict=True
+        for (prompt, _, index), number, of_logprobs, text, own, probabilities in zip(
+            wanted, numbers, places, texts, ids, logprobs, strict=True
         ):
             prompt_ids = self._prompt_ids(prompt["input"])
             try:
                 samples.append(self._sample(prompt_ids, own, probabilities, text))
             except BadRow as bad:
-                place = self._responses.place(number)
-                if bad.reason != DIFFER and self._config.source.bad_rows == "error":
+                spelled, place = None, self._logprobs.place(of_logprobs)
+                if bad.reason == DIFFER and own is not None:
+                    place = self._responses.place(number)
+                    spelled = self._tokenizer.decode_bytes(own.astype(np.int32)).decode(errors="replace")
+                elif self._config.source.bad_rows == "error":
                     raise bad.refusal(place, self._config.key) from None
-                dropped.append({"place": place, "reason": bad.reason, "input": prompt["input"], "text": text})
+                row = {"place": place, "reason": bad.reason, "input": prompt["input"], "text": text}
+                dropped.append({**row, "spelled": spelled})
                 continue
             rows.append({**prompt, "sample_index": index, "temperature": self._config.temperature})
             requests.append(Request(prompt_ids, 0, self._config.max_tokens, self._config.temperature, 1.0, []))
@@ -193,10 +210,12 @@ class _ResponseReader:
             raise BadRow("no_token_ids", "it has no token ids, or no log-probabilities")
         if len(ids) != len(logprobs):
             raise BadRow("other_length", f"it has {len(ids)} token ids and {len(logprobs)} log-probabilities")
+        if ids.dtype.kind not in "iuf" or (ids != np.floor(ids)).any():
+            raise BadRow("bad_token_ids", "its token ids aren't whole numbers")
         unknown = ids[(ids < 0) | (ids >= len(self._tokenizer.token_bytes))]
         if len(unknown):
             raise BadRow("unknown_token", f"token id {unknown[0]} is beyond the vocabulary of {self._tokenizer.folder}")
-        if not (np.isfinite(logprobs).all() and (logprobs <= ABOVE).all()):
+        if logprobs.dtype.kind not in "iuf" or not (np.isfinite(logprobs).all() and (logprobs <= ABOVE).all()):
             raise BadRow("bad_logprobs", "a log-probability is above 0, or no number")
         whole = with_markup(
             self._format, self._tokenizer, prompt_ids, ids.astype(np.int32), logprobs.astype(np.float32), text

@@ -133,7 +133,7 @@ def _checked_row(
     raw: str | Mapping[str, Any], place: str, seen: Mapping[str, str], config: PromptsStepConfig
 ) -> dict[str, str | None]:
     """The row as a prompt; `seen`: places by uuid of those before it. Raises BadRow."""
-    row = prompt_row(raw, config.source.columns)
+    row = prompt_row(raw, config.source.columns, config.key)
     uuid = str(row["uuid"])
     if uuid in seen:
         raise BadRow("duplicate_uuid", f"uuid {uuid!r} stands at {seen[uuid]} already")
@@ -189,8 +189,8 @@ class LearningCheck:
         return None if first == place else ("duplicate_input", first)
 
 
-def prompt_row(raw: str | Mapping[str, Any], columns: PromptColumns) -> dict[str, str | None]:
-    """One prompt from a JSON line or a mapping. Raises BadRow."""
+def prompt_row(raw: str | Mapping[str, Any], columns: PromptColumns, key: str) -> dict[str, str | None]:
+    """One prompt from a JSON line or a mapping; `key`: of the source in the recipe. Raises BadRow."""
     if isinstance(raw, str):
         if not raw.strip():
             raise BadRow("empty_line", "the line is empty")
@@ -204,10 +204,10 @@ def prompt_row(raw: str | Mapping[str, Any], columns: PromptColumns) -> dict[str
             raise BadRow("malformed_json", "a line must be one JSON object")
     text = raw.get(columns.input)
     if not isinstance(text, str) or not text.strip():
-        raise BadRow(
-            "no_input",
-            f"column {columns.input!r} is missing or empty; name the right one in prompts.*.columns.input",
+        wrong = (
+            "is missing or empty" if not text or isinstance(text, str) else f"holds a {type(text).__name__}, not text"
         )
+        raise BadRow("no_input", f"column {columns.input!r} {wrong}; name the right one in {key}.columns.input")
     values: dict[str, str | None] = {"input": text}
     try:
         json.dumps(raw, ensure_ascii=False, default=str).encode()

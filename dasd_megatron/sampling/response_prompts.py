@@ -90,7 +90,6 @@ class _Problems:
         self._config, self._source = context.config, context.config.source
         self._responses = Rows(self._source, context.inputs.get("source"))
         self._columns = response_columns(self._responses, self._source, self._config.key)
-        self._logprobs = _logprob_rows(context)
         self._check = LearningCheck(context)
         self._unfit: dict[str, tuple[str, str]] = {}
         self._seen: dict[str, str] = {}
@@ -98,6 +97,7 @@ class _Problems:
         self.prompts: dict[str, dict[str, str | None]] = {}
         self.rows: list[dict[str, int]] = []
         self.dropped: list[dict[str, str]] = []
+        self._logprobs = self._logprob_rows(context)
 
     def read(self) -> None:
         """Takes all rows up to the limit. Raises UserError for a bad one, unless such are dropped."""
@@ -137,9 +137,29 @@ class _Problems:
         of = self._numbers.setdefault(text, len(self._numbers))
         self.rows.append({"prompt": of, "text_row": number, "logprobs_row": logprobs_row})
 
+    def _logprob_rows(self, context: StepContext[ResponsePromptsConfig]) -> dict[str, int] | None:
+        """Rows of log-probabilities by uuid, the first of each; None where they are in the responses' own. Raises UserError."""
+        source = self._source.logprobs
+        if source is None:
+            return None
+        rows, key = Rows(source, context.inputs.get("logprobs")), f"{self._config.key}.logprobs"
+        column = rows.check_columns(key, source.columns.model_dump())["uuid"]
+        numbers: dict[str, int] = {}
+        uuids = (str(uuid) for batch in rows.batches([column]) for uuid in batch[column].to_pylist())
+        for number, uuid in enumerate(uuids):
+            first = numbers.setdefault(uuid, number)
+            if first == number:
+                continue
+            bad = BadRow("duplicate_uuid", f"uuid {uuid!r} stands at {rows.place(first)} already")
+            if self._source.bad_rows == "error":
+                raise bad.refusal(rows.place(number), self._config.key)
+            self.dropped.append({"place": rows.place(number), "reason": bad.reason, "content": uuid})
+        return numbers
+
     def _prompt(self, raw: Mapping[str, Any]) -> dict[str, str | None]:
         columns = {name: self._columns.get(name) for name in ("domain", "answer")}
-        return prompt_row(raw, PromptColumns(uuid=None, input=self._columns["input"], **columns))
+        named = PromptColumns(uuid=None, input=self._columns["input"], **columns)
+        return prompt_row(raw, named, self._config.key)
 
     def _logprobs_row(self, number: int, raw: Mapping[str, Any], place: str) -> int:
         """Of its log-probabilities. Raises BadRow where there are none, and for a uuid that came before."""
@@ -164,14 +184,3 @@ def response_columns(rows: Rows, source: ResponseSource, key: str) -> dict[str, 
         del names["token_ids"], names["logprobs"]
     optional = ["domain", "answer", *(["uuid"] if source.logprobs is None else [])]
     return rows.check_columns(key, names, optional)
-
-
-def _logprob_rows(context: StepContext[ResponsePromptsConfig]) -> dict[str, int] | None:
-    """Rows of log-probabilities by uuid; None where they are in the responses' own. Raises UserError."""
-    source = context.config.source.logprobs
-    if source is None:
-        return None
-    rows, key = Rows(source, context.inputs.get("logprobs")), f"{context.config.key}.logprobs"
-    column = rows.check_columns(key, source.columns.model_dump())["uuid"]
-    uuids = (str(uuid) for batch in rows.batches([column]) for uuid in batch[column].to_pylist())
-    return {uuid: number for number, uuid in enumerate(uuids)}

@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from dasd_megatron.artifacts.artifact import shard_name
 from dasd_megatron.artifacts.shard_file import open_shard_file
 from dasd_megatron.artifacts.writer import ArtifactWriter
 from dasd_megatron.steps.step import Standing
+from dasd_megatron.utils.child_process import start_of_process
 from dasd_megatron.utils.files import write_json
 from dasd_megatron.utils.repeating import repeating
 
@@ -29,16 +30,11 @@ class OpenWork:
     """What a process is at.
 
     Attributes:
-        shards: that it has open.
-        responses: that these ask for, and `finished` of them.
-        tokens: of those that are finished.
+        shards: of each that it has open, by its number: responses that it asks for, how many are finished, and their tokens.
         in_flight: tokens of those that aren't, so far.
     """
 
-    shards: int
-    responses: int
-    finished: int
-    tokens: int
+    shards: Mapping[int, tuple[int, int, int]]
     in_flight: int
 
 
@@ -70,15 +66,17 @@ class SamplingWatch:
     def __call__(self) -> Standing:
         """Tokens so far, and about how many there will be."""
         self._count_shards()
-        works = list(self._open_work())
-        opened, asked = sum(work.shards for work in works), sum(work.responses for work in works)
-        finished, tokens = sum(work.finished for work in works), sum(work.tokens for work in works)
+        works = self._open_work()
+        opened = {
+            shard: counts for work in works for shard, counts in work.shards.items() if shard not in self._counted
+        }
+        asked, finished, tokens = (sum(counts[n] for counts in opened.values()) for n in range(3))
         done = self._tokens + tokens + sum(work.in_flight for work in works)
         # Whole shards have long responses as often as they come; of open ones the short ones end first.
         responses, length = self._responses, self._tokens / self._responses if self._responses else 0.0
         if not responses and finished:
             length = tokens / finished
-        known = len(self._counted) + opened
+        known = len(self._counted) + len(opened)
         if not known or not length:
             return Standing(done, None)
         total = (responses + asked) / known * self._shards
@@ -93,8 +91,14 @@ class SamplingWatch:
             self._tokens += pc.sum(column).as_py() or 0
             self._counted.add(shard)
 
-    def _open_work(self) -> Iterator[OpenWork]:
+    def _open_work(self) -> list[OpenWork]:
+        """What living processes say, the last to say it last."""
+        found = []
         for path in self._output.journals.glob("status.*.json"):
             with contextlib.suppress(OSError, ValueError, TypeError):  # removed, or half written
-                if time.time() - path.stat().st_mtime < DEAD:
-                    yield OpenWork(**json.loads(path.read_text()))
+                said, age = json.loads(path.read_text()), time.time() - path.stat().st_mtime
+                here = path.name.startswith(f"status.{socket.gethostname()}.")
+                if age < DEAD and not (here and start_of_process(int(path.name.split(".")[-2])) is None):
+                    shards = {int(shard): tuple(counts) for shard, counts in said["shards"].items()}
+                    found.append((-age, OpenWork(shards, said["in_flight"])))
+        return [work for _, work in sorted(found, key=lambda item: item[0])]

@@ -156,15 +156,11 @@ class _ShardStream(Generic[Item, Result]):
 
     def open_work(self) -> OpenWork:
         """What is open at the moment; for another thread."""
-        shards = list(self._shards)
-        responses = sum(len(shard.content.items) for shard in shards)
-        return OpenWork(
-            shards=len(shards),
-            responses=responses,
-            finished=responses - sum(len(shard.left) for shard in shards),
-            tokens=sum(shard.tokens for shard in shards),
-            in_flight=self._work.tokens_in_flight(),
-        )
+        shards = {}
+        for shard in list(self._shards):
+            responses = len(shard.content.items)
+            shards[shard.claim.shard] = responses, responses - len(shard.left), shard.tokens
+        return OpenWork(shards, self._work.tokens_in_flight())
 
     def _items(self) -> Iterator[Item | None]:
         """What the engine is to do next; None while there is nothing but what it's at."""

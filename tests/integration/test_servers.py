@@ -146,7 +146,7 @@ def test_what_is_wrong_is_said_once(
         ),
         (partial(engine, url.removesuffix("/v1")), r"404 Not Found.*address mostly ends in /v1"),
         (partial(engine, url, api_key_variable=None), r"401 Unauthorized.*engine\.server\.api_key_variable names"),
-        (partial(engine, url, model="gpt-5"), r"engine\.server\.model=gpt-5: not served; the servers have toy"),
+        (partial(engine, url, model="gpt-5"), r"engine\.server\.model=gpt-5: not served by http://.*, which has toy"),
         (
             partial(engine, url, folder=TOY / "student"),
             r"different tokenizers; name the folder of the model that is served",
@@ -166,6 +166,56 @@ def test_what_is_wrong_is_said_once(
     with pytest.raises(UserError, match=r"401 Unauthorized") as refused:
         engine(url)
     assert "wrong" not in str(refused.value)
+
+
+class _TextAlone(http.server.BaseHTTPRequestHandler):
+    """Answers with text, as many servers do; under another name than the others."""
+
+    def do_GET(self) -> None:
+        self._answer({"data": [{"id": "other"}]})
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self._answer({"choices": [{"text": "hello", "logprobs": None, "finish_reason": "stop"}]})
+
+    def _answer(self, content: dict[str, Any]) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_each_server_of_a_pool_is_checked(servers: list[VllmServer], tmp_path: Path) -> None:
+    other = VllmServer(TOY / "student", tmp_path, "--served-model-name", "toy", key=KEY)
+    page = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _TextAlone)
+    threading.Thread(target=page.serve_forever, daemon=True).start()
+    text_alone = f"http://127.0.0.1:{page.server_port}"
+    try:
+        with pytest.raises(UserError, match=r"without token ids \(return_token_ids\)"):
+            engine(text_alone)
+        with pytest.raises(UserError, match=r"serves (?:toy|other), and http://.* serves (?:toy|other)"):
+            engine(servers[0].url, text_alone)
+        other.wait()
+        with pytest.raises(UserError, match=r"different tokenizers|serve different models as toy"):
+            engine(servers[0].url, other.url)
+    finally:
+        page.shutdown()
+        other.kill()
+
+
+def test_keys(servers: list[VllmServer], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, f" {KEY}\n")
+    assert engine(servers[0].url).max_length > 0
+    for value in (f"{KEY}\nand more", f"{KEY}\xc9"):
+        monkeypatch.setenv(KEY_VARIABLE, value)
+        with pytest.raises(UserError, match=rf"api_key_variable={KEY_VARIABLE}: its value can't be a key") as refused:
+            engine(servers[0].url)
+        assert KEY not in str(refused.value)
+    assert KEY not in capfd.readouterr().err
 
 
 def own_server(*arguments: str) -> EngineConfig:

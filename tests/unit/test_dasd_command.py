@@ -30,7 +30,17 @@ def exit_code(*arguments: str) -> int:
 def test_help_lists_the_subcommands(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code("--help") == 0
     shown = capsys.readouterr().out
-    assert list(COMMANDS) == ["launch", "train", "convert", "generate", "score", "curate", "evaluate", "grade", "settings"]
+    assert list(COMMANDS) == [
+        "launch",
+        "train",
+        "convert",
+        "generate",
+        "score",
+        "curate",
+        "evaluate",
+        "grade",
+        "settings",
+    ]
     assert all(f"  {name}" in shown for name in COMMANDS)
 
 

@@ -163,21 +163,48 @@ def test_rows_whose_ids_spell_another_text_are_dropped(release: Release) -> None
     table = Artifact(release.folder / "responses").read("dropped").to_pylist()
     assert table[0]["place"].endswith("texts.jsonl: row 4")
     assert (table[0]["input"], table[0]["text"]) == ("1+1?", release.texts[3]["output"])
+    assert table[0]["spelled"].startswith("<think>1+1=2;</think>2")
 
 
 @pytest.mark.parametrize(
     ("text", "logprobs", "message", "reason"),
     [
-        ({"input": ""}, {}, "row 4: column 'input' is missing or empty", "no_input"),
+        ({"input": ""}, {}, rf"row 4: column 'input' is missing or empty; .* in {KEY}\.columns\.input", "no_input"),
+        ({}, {"token_ids": [5, 7.5], "logprobs": [-1.0, -1.0]}, "row 1: its token ids aren't whole", "bad_token_ids"),
         ({"input": "a", "uuid": "id-0"}, {}, r"row 4: uuid 'id-0' stands at .* row 1 already", "duplicate_uuid"),
         ({"uuid": "other"}, {}, rf"row 4: uuid 'other' has no row in {KEY}\.logprobs", "no_logprobs"),
         ({"uuid": None}, {}, r"row 4: there is no uuid to find its log-probabilities by", "no_uuid"),
-        ({}, {"logprobs": [-1.0]}, r"row 4: it has \d+ token ids and 1 log-probabilities", "other_length"),
-        ({}, {"token_ids": [5, 999], "logprobs": [-1.0, -1.0]}, "row 4: token id 999 is beyond the", "unknown_token"),
-        ({}, {"token_ids": [5, -1], "logprobs": [-1.0, -1.0]}, "row 4: token id -1 is beyond the", "unknown_token"),
-        ({}, {"token_ids": [5, 6], "logprobs": [-1.0, 2.0]}, "row 4: a log-probability is above 0", "bad_logprobs"),
-        ({}, {"logprobs": None}, "row 4: it has no token ids, or no log-probabilities", "no_token_ids"),
-        ({}, {"token_ids": [], "logprobs": []}, "row 4: it has no token ids", "no_token_ids"),
+        (
+            {},
+            {"logprobs": [-1.0]},
+            r"logprobs.parquet: row 1: it has \d+ token ids and 1 log-probabilities",
+            "other_length",
+        ),
+        (
+            {},
+            {"token_ids": [5, 999], "logprobs": [-1.0, -1.0]},
+            "parquet: row 1: token id 999 is beyond the",
+            "unknown_token",
+        ),
+        (
+            {},
+            {"token_ids": [5, -1], "logprobs": [-1.0, -1.0]},
+            "parquet: row 1: token id -1 is beyond the",
+            "unknown_token",
+        ),
+        (
+            {},
+            {"token_ids": [5, 6], "logprobs": [-1.0, 2.0]},
+            "parquet: row 1: a log-probability is above 0",
+            "bad_logprobs",
+        ),
+        (
+            {},
+            {"logprobs": None},
+            "logprobs.parquet: row 1: it has no token ids, or no log-probabilities",
+            "no_token_ids",
+        ),
+        ({}, {"token_ids": [], "logprobs": []}, "logprobs.parquet: row 1: it has no token ids", "no_token_ids"),
     ],
 )
 def test_bad_rows(
@@ -190,6 +217,30 @@ def test_bad_rows(
     rows, dropped = release.read(*release.source(bad_rows="drop"))
     assert dropped == {reason: 1}
     assert len(rows) == 3
+
+
+def test_token_ids_as_text(release: Release) -> None:
+    for row in release.logprobs:
+        row["token_ids"] = list(map(str, row["token_ids"]))
+    with pytest.raises(UserError, match=r"its token ids aren't whole numbers"):
+        release.read(*release.source())
+
+
+def test_log_probabilities_given_twice(release: Release, capfd: pytest.CaptureFixture[str]) -> None:
+    """The rows of the file are in another order: the first of two is what was added here."""
+    release.logprobs.append({**release.logprobs[0], "logprobs": [-9.0] * len(release.logprobs[0]["logprobs"])})
+    with pytest.raises(UserError, match=r"logprobs\.parquet: row 5: uuid 'id-0' stands at .*parquet: row 1 already"):
+        release.read(*release.source())
+    rows, dropped = release.read(*release.source(bad_rows="drop"))
+    assert dropped == {"duplicate_uuid": 1}
+    assert rows[0]["logprobs"][0] == -9.0
+    assert "dropped: duplicate_uuid 1" in capfd.readouterr().err
+
+
+def test_what_is_dropped_is_said(release: Release, capfd: pytest.CaptureFixture[str]) -> None:
+    release.texts[3]["output"] = "<think>1+1=3;</think>3"
+    release.read(*release.source())
+    assert "responses: dropped: ids_and_text_differ 1 (see " in capfd.readouterr().err
 
 
 def test_files_of_another_schema(release: Release, tmp_path: Path) -> None:
@@ -213,6 +264,10 @@ def test_files_of_another_schema(release: Release, tmp_path: Path) -> None:
         paths = {"source": asked.path, "logprobs": asked.logprobs and asked.logprobs.path}
         with pytest.raises(UserError, match=message):
             release.read(asked, {name: path for name, path in paths.items() if path is not None})
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    with pytest.raises(UserError, match=r"empty\.jsonl: the file is empty"):
+        release.read(ResponseSource(path=empty), {"source": empty})
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"uuid": "1", "input": \n')
     with pytest.raises(UserError, match=r"broken\.jsonl: can't be loaded: "):

@@ -61,11 +61,21 @@ def test_overrides_reach_nested_keys_and_lists() -> None:
         (["sampling.max_tokens=4096"], "sampling.max_tokens=4096 is above packing.context_length=1024"),
         (
             ["engine.teacher={max_length: 160}"],
-            "engine.max_length=160 (of the teacher's engine) leaves no room for a prompt beside sampling.max_tokens=160",
+            "engine.teacher.max_length=160 (of the teacher's engine) leaves no room for a prompt beside sampling.max_tokens=160",
         ),
         (
             ["engine.student={max_length: 200}", "evaluation.max_tokens=300"],
-            "engine.max_length=200 (of the student's engine) leaves no room for a prompt beside evaluation.max_tokens=300",
+            "engine.student.max_length=200 (of the student's engine) leaves no room for a prompt beside "
+            "evaluation.max_tokens=300",
+        ),
+        (
+            ["engine.teacher={name: server, server: {endpoints: [node7:8000/v1]}}"],
+            "an address begins with http:// or https:// and names a host, such as http://node7:8000/v1, not 'node7:8000/v1'",
+        ),
+        (["engine.server.endpoints=[http://node7:port/v1]"], "an address begins with http:// or https://"),
+        (
+            ["engine.server.endpoints=[http://node7:8000/v1]"],
+            "server.endpoints: no engine asks them; set engine.name=server",
         ),
         (["engine.scorer={name: sglang}"], "engine.scorer.name: no engine is called 'sglang'"),
         (

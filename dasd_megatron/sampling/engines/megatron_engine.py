@@ -72,10 +72,23 @@ def check_scorer(model: Path, config: EngineConfig) -> None:
     parallel, shape = scorer_layout(config), shape_of(read_config(model), model)
     problem = layout_problem(shape, parallel, _NO_TRAINING, _ANY_LENGTH)
     if problem is not None:
-        nearest = " | ".join(map(str, nearest_layouts(shape, parallel, _NO_TRAINING, _ANY_LENGTH)))
+        layouts = nearest_layouts(shape, parallel, _NO_TRAINING, _ANY_LENGTH)
+        nearest = " | ".join(dict.fromkeys(map(_settings, layouts)))
         raise UserError(
             f"engine.scorer.tensor_parallel, engine.scorer.megatron: {problem} ({model}); layouts that work: {nearest}"
         )
+
+
+def _settings(layout: ParallelConfig) -> str:
+    """A layout as the settings of an engine say it; more data parallelism is more replicas."""
+    sizes = {
+        "tensor_parallel": layout.tensor,
+        "megatron.context": layout.context,
+        "megatron.pipeline": layout.pipeline,
+        "megatron.expert": layout.expert,
+    }
+    named = [f"engine.scorer.{name}={size}" for name, size in sizes.items() if size > 1]
+    return ", ".join(named) or "one GPU"
 
 
 class _RankProcesses:

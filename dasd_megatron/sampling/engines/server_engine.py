@@ -9,7 +9,7 @@ from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -17,18 +17,12 @@ from dasd_megatron.config.sampling import EngineConfig, ServerConfig
 from dasd_megatron.models.hf_config import max_positions
 from dasd_megatron.sampling.engines.endpoint_pool import EndpointPool
 from dasd_megatron.sampling.engines.engine import EMPTY, Arrivals, Ended, Request, Requests, Sample, TokenScores
+from dasd_megatron.sampling.engines.served_model import PLAIN, ServedModel, only_choice, sample_of
 from dasd_megatron.sampling.engines.vllm_server import VllmServer
-from dasd_megatron.tokenization.tokenizer import ChatTokenizer
 from dasd_megatron.utils.errors import UserError
 
 # Seconds between looks for new requests while none ends.
 LOOK = 0.1
-# A server's tokens of this text must be the model folder's.
-TEXT = "3 × 4 = 12, naïve 你好\n\tdef f(x): return x**2  # 100%"
-# A temperature that is all but greedy, and what rounding may change a log-probability by in bf16.
-COLD, NOISE = 0.02, 0.2
-# Nothing but temperature and top_p shapes the distribution, whatever the server's defaults.
-PLAIN = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 
 
 class ServerEngine:
@@ -39,15 +33,15 @@ class ServerEngine:
         threading.Thread(target=self._loop.run_forever, name="server engine", daemon=True).start()
         settings = config.server
         if settings.endpoints:
-            self._pool = self._call(_open_pool(settings.endpoints, _key_of(settings), config))
+            served = ServedModel(settings, model)
+            self._pool = self._call(_open_pool(settings.endpoints, _key_of(settings), config, served))
         else:
-            server = VllmServer(model, config)
-            self._pool = self._call(_open_pool([server.url], server.key, config))
+            server, served = VllmServer(model, config), ServedModel(ServerConfig(), model)
+            self._pool = self._call(_open_pool([server.url], server.key, config, served))
             server.watch(self._pool.end)
-            settings = ServerConfig()
-        self._model, served_length = self._call(_served_model(self._pool, settings))
-        self._call(_check_model(self._pool, self._model, model))
-        lengths = (config.max_length, served_length, max_positions(model))
+        self._call(self._pool.start())
+        self._model = served.name
+        lengths = (config.max_length, served.max_length, max_positions(model))
         self.max_length: int = min(length for length in lengths if length is not None)
 
     def generate(self, requests: Requests) -> Iterator[Ended]:
@@ -94,7 +88,7 @@ class ServerEngine:
             **PLAIN,
         }
         answer = await self._pool.post("/completions", body)
-        return _sample_of(_choice(answer))
+        return sample_of(only_choice(answer))
 
     async def _scores(self, sequences: Sequence[Sequence[int]]) -> list[TokenScores]:
         room = asyncio.Semaphore(self._pool.capacity)
@@ -108,7 +102,7 @@ class ServerEngine:
                 "prompt_logprobs": 0,
             }
             async with room:
-                return _scores_of(_choice(await self._pool.post("/completions", body)), sequence)
+                return _scores_of(only_choice(await self._pool.post("/completions", body)), sequence)
 
         return list(await asyncio.gather(*map(score, sequences)))
 
@@ -116,65 +110,26 @@ class ServerEngine:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
 
-async def _open_pool(urls: Sequence[str], key: str | None, config: EngineConfig) -> EndpointPool:
-    return EndpointPool(urls, key, config.max_batch, config.server.timeout, config.server.patience)
+async def _open_pool(urls: Sequence[str], key: str | None, config: EngineConfig, served: ServedModel) -> EndpointPool:
+    return EndpointPool(urls, key, config.max_batch, config.server.timeout, config.server.patience, served.check)
 
 
 def _key_of(settings: ServerConfig) -> str | None:
     """The servers' key, from the environment. Raises UserError where it isn't there."""
     if settings.api_key_variable is None:
         return None
-    key = os.environ.get(settings.api_key_variable)
+    key = os.environ.get(settings.api_key_variable, "").strip()
     if not key:
         raise UserError(
             f"engine.server.api_key_variable={settings.api_key_variable}: the environment has no such variable; set it to the "
             "servers' key"
         )
+    if not (key.isascii() and key.isprintable()):
+        raise UserError(
+            f"engine.server.api_key_variable={settings.api_key_variable}: its value can't be a key, which has no letters beyond "
+            "ASCII, and no line breaks"
+        )
     return key
-
-
-async def _served_model(pool: EndpointPool, settings: ServerConfig) -> tuple[str, int | None]:
-    """The name of the model, and its longest sequence where the server says it."""
-    listed = (await pool.get("/models")).get("data")
-    if not isinstance(listed, list) or not all(isinstance(model, dict) and "id" in model for model in listed):
-        raise UserError(
-            f"{pool.endpoints[0].url}/models: lists no models, so it is no OpenAI-compatible server; its address mostly ends in "
-            "/v1"
-        )
-    names = [str(model["id"]) for model in listed]
-    if settings.model is None and len(names) != 1:
-        raise UserError(
-            f"engine.server.model: choose the model that servers run; they serve {', '.join(names) or 'none'}"
-        )
-    name = settings.model or names[0]
-    if name not in names:
-        raise UserError(f"engine.server.model={name}: not served; the servers have {', '.join(names) or 'none'}")
-    return name, listed[names.index(name)].get("max_model_len")
-
-
-async def _check_model(pool: EndpointPool, name: str, folder: Path) -> None:
-    """Raises UserError where a server reads other text from token ids than the folder's tokenizer does, or gives
-    log-probabilities that depend on the sampling temperature."""
-    tokenizer = ChatTokenizer(folder)
-    ids = tokenizer.encode(TEXT)
-    body = {"model": name, "prompt": ids, "max_tokens": 1, "logprobs": 0, **PLAIN}
-    echoed = _choice(await pool.post("/completions", {**body, "temperature": 0.0, "echo": True}))
-    if tokenizer.decode_bytes(ids).decode(errors="replace") not in str(echoed.get("text", "")):
-        raise UserError(
-            f"engine.server: the model {name} reads other text from token ids than {folder}, so they have different tokenizers; "
-            "name the folder of the model that is served"
-        )
-    body["return_token_ids"] = True
-    # So cold that both take the likeliest token.
-    greedy, cold = [
-        _sample_of(_choice(await pool.post("/completions", {**body, "temperature": temperature, "seed": 0})))
-        for temperature in (0.0, COLD)
-    ]
-    if greedy.token_ids[0] == cold.token_ids[0] and abs(greedy.logprobs[0] - cold.logprobs[0]) > NOISE:
-        raise UserError(
-            f"engine.server: {name} gives log-probabilities at the sampling temperature, and they are needed at T=1; start vLLM "
-            "with --logprobs-mode raw_logprobs"
-        )
 
 
 def _available(done: SimpleQueue[tuple[int, Future[Sample]]], wait: bool) -> Iterator[tuple[int, Future[Sample]]]:
@@ -185,29 +140,6 @@ def _available(done: SimpleQueue[tuple[int, Future[Sample]]], wait: bool) -> Ite
             yield done.get_nowait()
     except Empty:
         return
-
-
-def _choice(answer: Mapping[str, Any]) -> Mapping[str, Any]:
-    choices = answer.get("choices")
-    if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
-        raise UserError("engine.server: an answer without a completion came back; is it an OpenAI-compatible server?")
-    return choices[0]
-
-
-def _sample_of(choice: Mapping[str, Any]) -> Sample:
-    ids, logprobs = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
-    if ids is None or logprobs is None:
-        missing = "token ids (return_token_ids)" if ids is None else "log-probabilities (logprobs)"
-        raise UserError(
-            f"engine.server: a response came without {missing}, and without them it can't be aligned with the student; servers "
-            "need vLLM 0.10.2 or later, or what gives the same"
-        )
-    if len(ids) != len(logprobs):
-        raise UserError(
-            f"engine.server: a response came with {len(ids)} token ids and {len(logprobs)} log-probabilities"
-        )
-    finish_reason: Literal["stop", "length"] = "stop" if choice.get("finish_reason") == "stop" else "length"
-    return Sample.of(ids, logprobs, finish_reason)
 
 
 def _scores_of(choice: Mapping[str, Any], sequence: Sequence[int]) -> TokenScores:

@@ -191,7 +191,9 @@ def test_it_only_scores(engine: MegatronEngine) -> None:
 
 
 def test_models_and_layouts_that_cant_be(model: Callable[[str], Path], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"tensor=3 doesn't divide the 4 .* that work: engine\.scorer\.megatron\.context=3"):
+    with pytest.raises(
+        UserError, match=r"tensor=3 doesn't divide the 4 .* that work: engine\.scorer\.megatron\.context=3"
+    ):
         scorer(model("qwen3"), tensor=3)
     with pytest.raises(UserError, match="expert=2 needs a mixture of experts"):
         scorer(model("qwen3"), expert=2)

@@ -65,10 +65,7 @@ class Run:
             "run_dir": str(self.folder / "run"),
             "teacher": {"model": str(models / TEACHER), "response_format": "harmony"},
             "student": {"model": str(models / STUDENT), "response_format": "think"},
-            "prompts": {
-                "train": {"path": __file__, "limit": self.shards * PROMPTS},
-                "test": {"path": __file__},
-            },  # not read
+            "prompts": {"train": {"path": __file__, "limit": self.shards * PROMPTS}},  # not read
             "engine": {"max_length": 131_072},
             "sampling": {"responses_per_prompt": CANDIDATES, "prompts_per_shard": PROMPTS, "max_tokens": 65_536},
             "packing": {"context_length": 65_536},

@@ -18,7 +18,7 @@ COMMANDS = {
     "generate": "run one step that reads prompts or samples responses",
     "score": "run one step that scores responses under the student",
     "curate": "run one step that filters, selects or packs responses",
-    "evaluate": "run one step that measures a model, or writes the report",
+    "evaluate": "measure a model on benchmarks, or run one step of a recipe that measures",
     "grade": "grade responses that are in a file already",
     "settings": "print every setting of a recipe with its default and its meaning",
 }

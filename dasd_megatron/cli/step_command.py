@@ -21,10 +21,11 @@ def step_command(prog: str, arguments: Sequence[str], description: str | None, c
     parser.add_argument("--step", required=True, metavar="NAME", help="which one")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the recipe's")
     args = parser.parse_intermixed_args(arguments)
-    return exit_code_of(lambda: _run(args.recipe, args.overrides, args.step, command))
+    return exit_code_of(lambda: run_named_step(args.recipe, args.overrides, args.step, command))
 
 
-def _run(recipe: Path, overrides: Sequence[str], name: str, command: str) -> int:
+def run_named_step(recipe: Path, overrides: Sequence[str], name: str, command: str) -> int:
+    """Runs the step of this name, which must be of a kind that `command` runs. Raises UserError."""
     from dasd_megatron.config.load import load_recipe
     from dasd_megatron.pipeline.graph import build_steps
     from dasd_megatron.runtime.local_runner import run_one

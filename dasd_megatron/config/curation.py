@@ -26,8 +26,8 @@ class FiltersConfig(Config):
     """Fewer words than these are never too many."""
 
     right_answers_only: bool = False
-    """Drop responses whose final answer is wrong by `evaluation.grader`; those to problems without a reference answer stay. The
-    paper doesn't: it needs none."""
+    """Drop responses whose final answer is wrong by the `grader` of their problems' source; those to problems without a reference
+    answer stay. The paper doesn't: it needs none."""
 
     additional: dict[str, dict[str, Any]] = {}
     """Filters that plugins register, with their settings: `{too_short: {min_tokens: 20}}`. They come after the others."""

@@ -26,6 +26,14 @@ WORDING = {
 }
 
 
+# Settings of older recipes, and what is written in their place.
+MOVED = {
+    "prompts.test": "evaluation.benchmarks: [{name: test, path: FILE, grader: number}]",
+    "evaluation.grader": "the grader of prompts.train, and of each of evaluation.benchmarks",
+    "evaluation.problems_per_shard": "evaluation.answers_per_shard",
+}
+
+
 class _Loader(yaml.CSafeLoader):
     """Safe YAML that refuses a key given twice (plain YAML silently keeps the last)."""
 
@@ -123,7 +131,8 @@ def _message(where: str, error: ValidationError, model: type[Config]) -> str:
         parts, section = _walk(item["loc"], model)
         key = ".".join(parts)
         if item["type"] == "extra_forbidden":
-            lines.append(f"unknown key {key!r}{_remedy(parts, item['loc'], section, model)}")
+            moved = f"; write {MOVED[key]}" if key in MOVED else None
+            lines.append(f"unknown key {key!r}{moved or _remedy(parts, item['loc'], section, model)}")
         elif item["type"] == "missing":
             lines.append(f"{key!r} is missing")
         elif item["type"].startswith("union_tag"):

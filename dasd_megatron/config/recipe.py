@@ -51,8 +51,8 @@ class Recipe(Config):
     student: ModelConfig
     """The model to train."""
 
-    prompts: PromptsConfig
-    """Problems."""
+    prompts: PromptsConfig = PromptsConfig()
+    """Problems to learn from."""
 
     engine: EnginesConfig = EnginesConfig()
     """What samples and scores."""
@@ -89,8 +89,8 @@ class Recipe(Config):
     """How the data of mixed-policy stages is made."""
 
     stages: list[StageConfig] = DEFAULT_STAGES
-    """Training stages, each starting from the one before it; by default the paper's three: `low_temperature` (0.6),
-    `high_temperature` (1.0) and `mixed_policy` (1 epoch)."""
+    """Training stages, each starting from the one before it; none: the student is only measured. By default the paper's three:
+    `low_temperature` (0.6), `high_temperature` (1.0) and `mixed_policy` (1 epoch)."""
 
     evaluation: EvaluationConfig = EvaluationConfig()
     """Held-out measures."""
@@ -107,11 +107,9 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _possible(self) -> Recipe:
         names = [stage.name for stage in self.stages]
-        if not names:
-            raise ValueError("stages is empty: give at least one")
         if len(set(names)) < len(names) or {"student", "teacher"} & set(names):
             raise ValueError("stages need distinct names, other than student and teacher")
-        if self.stages[0].kind == "mixed_policy":
+        if self.stages and self.stages[0].kind == "mixed_policy":
             raise ValueError(
                 f"stages.0 ({names[0]}): the first stage needs kind: sampled; only a later one can be mixed_policy"
             )
@@ -140,15 +138,22 @@ class Recipe(Config):
                 f"{self.packing.context_length}: such a response could never be trained on"
             )
         self._check_engine_lengths()
+        benchmarks = [benchmark.name for benchmark in self.evaluation.benchmarks]
+        for name in self.prompts.held_out or ():
+            if name not in benchmarks:
+                raise ValueError(
+                    f"prompts.held_out: {name} is not among evaluation.benchmarks ({', '.join(benchmarks) or 'none'})"
+                )
         return self
 
     def _check_engine_lengths(self) -> None:
         """Raises ValueError for an engine that has no room for what it is asked for."""
-        wanted: list[tuple[str, int, EngineRole]] = [
-            ("sampling.max_tokens", self.sampling.max_tokens, "teacher"),
-            ("evaluation.max_tokens", self.evaluation.max_tokens, "teacher"),
-            ("evaluation.max_tokens", self.evaluation.max_tokens, "student"),
-        ]
+        wanted: list[tuple[str, int, EngineRole]] = [("sampling.max_tokens", self.sampling.max_tokens, "teacher")]
+        roles: list[EngineRole] = ["teacher", "student"] if self.evaluation.teacher else ["student"]
+        for index, benchmark in enumerate(self.evaluation.benchmarks):
+            own = benchmark.max_tokens
+            setting = "evaluation.max_tokens" if own is None else f"evaluation.benchmarks.{index}.max_tokens"
+            wanted += [(setting, own or self.evaluation.max_tokens, role) for role in roles]
         for setting, tokens, role in wanted:
             longest = self.engine.of(role).max_length
             if longest is not None and longest <= tokens:

@@ -85,7 +85,7 @@ def _members(field: FieldInfo) -> list[tuple[type[Config], str]]:
     """The sections that a field holds, each with what their keys have between."""
     annotation: Any = field.annotation
     if get_origin(annotation) is list:
-        return [(member, f".N ({_kind(member)})") for member in _union(get_args(annotation)[0])]
+        return [(member, f".N{_kind(member)}") for member in _union(get_args(annotation)[0])]
     return [(member, "") for member in _union(annotation) if not issubclass(member, Overrides)]
 
 
@@ -100,8 +100,11 @@ def _union(annotation: Any) -> list[type[Config]]:
 
 
 def _kind(member: type[Config]) -> str:
+    """Which one of a list's kinds of items it is, where there are several."""
+    if "kind" not in member.model_fields:
+        return ""
     kind: str = get_args(member.model_fields["kind"].annotation)[0]
-    return f"kind: {kind}"
+    return f" (kind: {kind})"
 
 
 def _type(annotation: Any) -> str:

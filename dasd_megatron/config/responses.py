@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from dasd_megatron.config.base import Config, Positive
+from dasd_megatron.config.prompts import Grader
 from dasd_megatron.config.sources import DataSource
 
 
@@ -65,6 +66,9 @@ class ResponseSource(DataSource):
 
     logprobs: LogprobSource | None = None
     """Where token ids and log-probabilities are, if they aren't in the same rows."""
+
+    grader: Grader = "math"
+    """How the column `answer` is graded, as `prompts.train.grader`."""
 
     limit: Positive | None = None
     """The first rows, this number of them; all of them by default."""

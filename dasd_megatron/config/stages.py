@@ -143,8 +143,8 @@ class MixedPolicyConfig(Config):
     answer."""
 
     right_answers_only: bool = False
-    """Drop continuations that end in a wrong answer by `evaluation.grader`, where the problem has a reference answer: the teacher
-    didn't repair them. `filters.right_answers_only` asks it of all stages."""
+    """Drop continuations that end in a wrong answer by the `grader` of their problems' source, where the problem has a reference
+    answer: the teacher didn't repair them. `filters.right_answers_only` asks it of all stages."""
 
     off_policy_ratio: float = Field(2.6, ge=0)
     """Off-policy rows of the stage before, for each mixed one (the paper's ablation: 20K to 7.7K)."""

@@ -19,6 +19,7 @@ from dasd_megatron.artifacts.shard_reader import ROW
 from dasd_megatron.config.base import Positive
 from dasd_megatron.config.curation import FiltersConfig
 from dasd_megatron.config.models import ModelConfig
+from dasd_megatron.config.prompts import Grader
 from dasd_megatron.curation.data_step import DataStepKind
 from dasd_megatron.curation.filters.filter import FilterSetup, StudentView
 from dasd_megatron.curation.filters.registry import build_filters
@@ -73,7 +74,7 @@ class FilterConfig(StepConfig):
     # Of the engine that will score what is kept.
     max_length: Positive | None
     # Tells wrong answers, to drop them; None: they stay.
-    grader: str | None = None
+    grader: Grader | None = None
 
 
 class FilterStep(DataStepKind[FilterConfig]):

@@ -13,8 +13,8 @@ def answer_text(text: str) -> str | None:
     """What follows the reasoning in a canonical response; all of one that doesn't reason; None where the reasoning never ends."""
     _, closed, answer = text.rpartition(CLOSE)
     if closed:
-        return answer.strip()
-    return None if OPEN in text else text.strip()
+        return answer.rstrip().lstrip("\r\n")  # an indent may belong to code
+    return None if OPEN in text else text.rstrip().lstrip("\r\n")
 
 
 def final_answer(answer: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from dasd_megatron.grading.final_answer import answer_text
 from dasd_megatron.grading.verdict import NO_ANSWER, Verdict
@@ -31,6 +31,11 @@ def grade(text: str, reference: str, grader: str) -> Verdict:
     if answer is None:
         return Verdict(False, None, NO_ANSWER)
     return GRADERS.get(grader, "grader")(answer, reference)
+
+
+def grader_of(grader: str | Mapping[str, str], domain: str | None) -> str | None:
+    """The grader of answers of a domain; None where they aren't graded."""
+    return grader if isinstance(grader, str) else grader.get(domain or "none")
 
 
 def is_right(text: str, reference: str, grader: str) -> bool:

@@ -3,7 +3,7 @@
 prompts -> sample -> filter -> score -> select -> pack -> train -> export      (a sampled stage)
 rollout -> continue -> filter -> pack -> train -> export                       (a mixed-policy stage)
 turns -> filter -> pack -> train -> export                                     (one that is written in turns)
-evaluate (the student, each stage's model, the teacher) -> report
+answer -> grade (the student, each stage's model, the teacher; each benchmark) -> report
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from conversion.import_export_steps import ExportStepConfig
 from dasd_megatron.config.models import ModelConfig
+from dasd_megatron.config.prompts import Grader
 from dasd_megatron.config.recipe import Recipe
 from dasd_megatron.config.sampling import SamplingConfig
 from dasd_megatron.config.stages import SampledStageConfig, StageConfig
@@ -21,7 +22,11 @@ from dasd_megatron.curation.filtering import FilterConfig
 from dasd_megatron.curation.packing import PackStepConfig
 from dasd_megatron.curation.scores import NEED_BRIER
 from dasd_megatron.curation.selection import SelectStepConfig
-from dasd_megatron.evaluation.evaluate import EvaluateConfig
+from dasd_megatron.evaluation.answer_step import AnswerConfig
+from dasd_megatron.evaluation.benchmark_step import BenchmarkStepConfig
+from dasd_megatron.evaluation.benchmarks.benchmark import answer_settings
+from dasd_megatron.evaluation.benchmarks.registry import declared_benchmark
+from dasd_megatron.evaluation.grade_step import GradeConfig
 from dasd_megatron.models.hf_config import check_model_folder, read_config
 from dasd_megatron.models.parallel_layout import check_layout
 from dasd_megatron.pipeline.registered_names import check_named_parts
@@ -40,6 +45,8 @@ from dasd_megatron.utils.errors import UserError
 
 # The last step.
 REPORT = "report"
+# Models that aren't named by a stage.
+STUDENT, TEACHER = "student", "teacher"
 
 
 def build_steps(recipe: Recipe, remote: bool = False) -> dict[str, Step]:
@@ -103,10 +110,12 @@ class _GraphBuilder(TeacherSteps):
         recipe = self.recipe
         if not self.remote:
             self._check()
-        self.test_prompts = self.prompts("prompts_test", "prompts.test", recipe.prompts.test, {})
-        checkpoint = self.add("import_student", "import", self.plain, {"model": self.student})
+        self._add_benchmarks()
+        checkpoint = (
+            self.add("import_student", "import", self.plain, {"model": self.student}) if recipe.stages else None
+        )
         exported: Source = self.student
-        models: dict[str, Source] = {"student": self.student}
+        models: dict[str, Source] = {STUDENT: self.student}
         selected: Step | None = None  # of the sampled stage before
         for index, stage in enumerate(recipe.stages):
             if isinstance(stage, SampledStageConfig):
@@ -115,11 +124,12 @@ class _GraphBuilder(TeacherSteps):
             else:
                 assert selected is not None  # the recipe's own check
                 packs = self._mixed_policy_data(stage, selected, exported)
+            assert checkpoint is not None
             checkpoint = self._train(stage, packs, checkpoint, recipe.seed + index)
             inputs: dict[str, Source] = {"checkpoint": checkpoint, "model": self.student}
             exported = models[stage.name] = self._export(stage, inputs)
         if recipe.evaluation.teacher:
-            models["teacher"] = self.teacher
+            models[TEACHER] = self.teacher
         self._evaluate(models)
         for name in recipe.launch.steps:
             if name not in self.steps:
@@ -134,6 +144,9 @@ class _GraphBuilder(TeacherSteps):
     def _sampled_data(self, stage: SampledStageConfig, index: int) -> Step:
         """sample, or what exists already -> filter -> score -> select."""
         recipe = self.recipe
+        source = stage.responses or stage.source or recipe.prompts.train
+        assert source is not None  # the recipe's own check
+        self._grader: Grader = source.grader
         made = self.responses(stage, index)
         filtered = self._filter(stage, made, recipe.filters.right_answers_only, recipe.teacher, self.teacher)
         inputs: dict[str, Source] = {"responses": filtered, "model": self.student}
@@ -208,7 +221,7 @@ class _GraphBuilder(TeacherSteps):
             keep=mixed.keep,
             temperature=mixed.temperature,
             length_cap=mixed.length_cap,
-            grader=recipe.evaluation.grader,
+            grader=self._grader,
             context_length=recipe.packing.context_length,
             max_length=recipe.engine.of("teacher").max_length,
             seed=recipe.seed,
@@ -229,7 +242,7 @@ class _GraphBuilder(TeacherSteps):
             sentence_end=recipe.sentence_end,
             context_length=recipe.packing.context_length,
             max_length=recipe.engine.of("scorer").max_length,
-            grader=recipe.evaluation.grader if right_answers_only else None,
+            grader=self._grader if right_answers_only else None,
         )
         inputs: dict[str, Source] = {"responses": responses, "teacher": model, "student": self.student}
         return self.add(f"filter_{stage.name}", "filter", config, inputs)
@@ -262,8 +275,26 @@ class _GraphBuilder(TeacherSteps):
         )
         return self.add(name, "train", config, {"packs": packs, "start": start, "model": self.student})
 
-    def _reference(self) -> Step:
-        """The teacher's responses to held-out problems."""
+    def _add_benchmarks(self) -> None:
+        """The steps that read the benchmarks' problems."""
+        recipe = self.recipe
+        self.benchmarks: dict[str, Step] = {}
+        for index, benchmark in enumerate(recipe.evaluation.benchmarks):
+            key, path = f"evaluation.benchmarks.{index}", benchmark.path
+            declared = declared_benchmark(benchmark, key)
+            if not self.remote and path is not None and not path.exists():
+                raise UserError(f"{key}.path: {path}: no such file")
+            data = path or benchmark.dataset or declared.dataset
+            config = BenchmarkStepConfig(threads=recipe.launch.threads, benchmark=benchmark, key=key)
+            name = f"benchmark_{benchmark.name}"
+            self.benchmarks[benchmark.name] = self.add(
+                name, "benchmark", config, {"source": ExternalInput(path, str(data))}
+            )
+        held_out = recipe.prompts.held_out
+        self.held_out = {name: step for name, step in self.benchmarks.items() if held_out is None or name in held_out}
+
+    def _reference(self, benchmark: str) -> Step:
+        """The teacher's responses to a benchmark's problems."""
         recipe = self.recipe
         sampling = SampleConfig(
             **self.engine("teacher"),
@@ -271,30 +302,45 @@ class _GraphBuilder(TeacherSteps):
             sampling=SamplingConfig(
                 responses_per_prompt=1,
                 max_tokens=recipe.sampling.max_tokens,
-                prompts_per_shard=recipe.evaluation.problems_per_shard,
+                prompts_per_shard=recipe.evaluation.answers_per_shard,
             ),
             temperature=1.0,
             seed=recipe.seed,
             limit=recipe.evaluation.alignment_prompts,
         )
-        inputs: dict[str, Source] = {"prompts": self.test_prompts, "model": self.teacher}
-        return self.add("reference", "sample", sampling, inputs)
+        inputs: dict[str, Source] = {"prompts": self.benchmarks[benchmark], "model": self.teacher}
+        return self.add(f"reference_{benchmark}", "sample", sampling, inputs)
 
     def _evaluate(self, models: Mapping[str, Source]) -> None:
         recipe = self.recipe
-        others: dict[str, Source] = {"prompts": self.test_prompts, "teacher": self.teacher}
-        if recipe.evaluation.teacher:
-            others["reference"] = self._reference()
-        for name, model in models.items():
-            config = EvaluateConfig(
-                **self.engine("teacher" if name == "teacher" else "student"),
-                model=recipe.teacher if name == "teacher" else recipe.student,
-                teacher=recipe.teacher,
-                is_teacher=name == "teacher",
-                evaluation=recipe.evaluation,
-                seed=recipe.seed,
-            )
-            self.add(f"evaluate_{name}", "evaluate", config, {"model": model, **others})
-        stages = [stage.name for stage in recipe.stages]
-        config_of_report = ReportConfig(threads=recipe.launch.threads, title=recipe.name, stages=stages)
+        for index, (benchmark, problems) in enumerate(self.benchmarks.items()):
+            config, key = recipe.evaluation.benchmarks[index], f"evaluation.benchmarks.{index}"
+            declared = declared_benchmark(config, key)
+            settings = answer_settings(config, declared, recipe.evaluation)
+            others: dict[str, Source] = {"prompts": problems, "teacher": self.teacher}
+            if recipe.evaluation.teacher:
+                others["reference"] = self._reference(benchmark)
+            for name, model in models.items():
+                answering = AnswerConfig(
+                    **self.engine("teacher" if name == TEACHER else "student"),
+                    model=recipe.teacher if name == TEACHER else recipe.student,
+                    teacher=recipe.teacher,
+                    is_teacher=name == TEACHER,
+                    aligned=recipe.evaluation.teacher,
+                    temperatures=settings.temperatures,
+                    samples=settings.samples,
+                    max_tokens=settings.max_tokens,
+                    answers_per_shard=recipe.evaluation.answers_per_shard,
+                    seed=recipe.seed,
+                )
+                answers = self.add(f"answer_{name}_{benchmark}", "answer", answering, {"model": model, **others})
+                grading = GradeConfig(threads=recipe.launch.threads, grader=config.grader or declared.grader)
+                self.add(f"grade_{name}_{benchmark}", "grade", grading, {"answers": answers, "prompts": problems})
+        config_of_report = ReportConfig(
+            threads=recipe.launch.threads,
+            title=recipe.name,
+            stages=[stage.name for stage in recipe.stages],
+            models=list(models),
+            benchmarks=list(self.benchmarks),
+        )
         self.add(REPORT, "report", config_of_report, dict(self.steps))

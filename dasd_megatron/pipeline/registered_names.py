@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, get_args
 
+from dasd_megatron.config.prompts import PromptSource
 from dasd_megatron.config.recipe import Recipe
+from dasd_megatron.config.responses import ResponseSource
 from dasd_megatron.config.sampling import EngineRole
 from dasd_megatron.curation.filters.registry import additional_filters
 from dasd_megatron.curation.scores import SCORES
+from dasd_megatron.evaluation.benchmarks.registry import declared_benchmark
 from dasd_megatron.grading.registry import GRADERS
 from dasd_megatron.sampling.engines.registry import ENGINES, ONLY_SCORE
 from dasd_megatron.utils.errors import UserError
@@ -24,12 +28,31 @@ def check_named_parts(recipe: Recipe) -> None:
             for stage in recipe.stages
             if stage.kind == "sampled"
         ),
-        (GRADERS, recipe.evaluation.grader, "evaluation.grader"),
+        *_graders(recipe),
     ]
     for registry, name, where in named:
         registry.check(name, where)
     _check_samplers(recipe)
     additional_filters(recipe.filters.additional)
+
+
+def _graders(recipe: Recipe) -> Iterator[tuple[Registry[Any], str, str]]:
+    sources: list[tuple[str, PromptSource | ResponseSource | None]] = [("prompts.train", recipe.prompts.train)]
+    for index, stage in enumerate(recipe.stages):
+        if stage.kind == "sampled":
+            sources += [(f"stages.{index}.source", stage.source), (f"stages.{index}.responses", stage.responses)]
+    for key, source in sources:
+        if source is not None:
+            grader = source.grader
+            names = (
+                {f"{key}.grader": grader}
+                if isinstance(grader, str)
+                else {f"{key}.grader.{d}": n for d, n in grader.items()}
+            )
+            yield from ((GRADERS, name, where) for where, name in names.items())
+    for index, benchmark in enumerate(recipe.evaluation.benchmarks):
+        key = f"evaluation.benchmarks.{index}"
+        yield GRADERS, benchmark.grader or declared_benchmark(benchmark, key).grader, f"{key}.grader"
 
 
 def _check_samplers(recipe: Recipe) -> None:

@@ -17,9 +17,9 @@ from dasd_megatron.steps.step import ExternalInput, Step
 
 
 class TeacherSteps(StepBuilder):
-    """Adds them. `test_prompts`: the step that reads the held-out problems, added first."""
+    """Adds them. `held_out`: the steps that read problems which are never learned from, by benchmark, added first."""
 
-    test_prompts: Step
+    held_out: Mapping[str, Step]
 
     def responses(self, stage: SampledStageConfig, index: int) -> Step:
         """The step that has a stage's responses."""
@@ -27,17 +27,8 @@ class TeacherSteps(StepBuilder):
             return self._existing(stage, index, stage.responses)
         return self._sampled(stage, index)
 
-    def prompts(
-        self,
-        name: str,
-        key: str,
-        source: PromptSource,
-        others: Mapping[str, Source],
-        **settings: Any,
-    ) -> Step:
-        config = PromptsStepConfig(
-            threads=self.recipe.launch.threads, source=source, key=key, needs_answer=not others, **settings
-        )
+    def prompts(self, name: str, key: str, source: PromptSource, others: Mapping[str, Source], **settings: Any) -> Step:
+        config = PromptsStepConfig(threads=self.recipe.launch.threads, source=source, key=key, **settings)
         return self.add(name, "prompts", config, {"source": self.file(key, source), **others})
 
     def _train_prompts(
@@ -48,7 +39,7 @@ class TeacherSteps(StepBuilder):
         # Of the student its tokenizer alone: students that share one share the teacher's responses.
         tokenizer = recipe.student.model / "tokenizer.json"
         others: dict[str, Source] = {
-            "held_out": self.test_prompts,
+            **{f"held_out_{name}": step for name, step in self.held_out.items()},
             "teacher": self.teacher,
             "student": ExternalInput(tokenizer, str(tokenizer)),
         }

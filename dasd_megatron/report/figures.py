@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 
@@ -38,29 +39,41 @@ plt.rcParams.update(
 )
 
 
-def accuracy_by_stage(accuracy: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """Bars of accuracy, one group a model, one bar a way of decoding: {model: {decoding: {mean, standard_error}}}."""
+def accuracy_by_stage(measures: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """Bars of accuracy with their intervals, one group a model, one bar a temperature: {model: {temperature: measures}}."""
     figure, axes = _figure()
-    decodings = list(next(iter(accuracy.values())))
-    width = 0.8 / len(decodings)
-    for index, decoding in enumerate(decodings):
-        label = decoding if decoding == "greedy" else f"T={decoding}"
-        values = [100 * row[decoding]["mean"] for row in accuracy.values()]
-        errors = [100 * row[decoding]["standard_error"] for row in accuracy.values()]
-        places = np.arange(len(accuracy)) + (index - (len(decodings) - 1) / 2) * width
+    temperatures = list(next(iter(measures.values())))
+    width = 0.8 / len(temperatures)
+    for index, temperature in enumerate(temperatures):
+        found = [row[temperature]["accuracy"] for row in measures.values()]
+        means = np.array([100 * row["mean"] for row in found])
+        low, high = (np.array([100 * row[name] for row in found]) for name in ("low", "high"))
+        places = np.arange(len(measures)) + (index - (len(temperatures) - 1) / 2) * width
         axes.bar(
             places,
-            values,
+            means,
             width * 0.92,
-            yerr=errors,
+            yerr=np.stack([means - low, high - means]),
             color=COLORS[index % len(COLORS)],
-            label=label,
+            label=temperature if temperature == "greedy" else f"T={temperature}",
             error_kw={"ecolor": INK},
         )
-    axes.set_xticks(range(len(accuracy)), [_label(name) for name in accuracy])
-    axes.set_ylabel("accuracy, %")
+    axes.set_xticks(range(len(measures)), [_label(name) for name in measures])
+    axes.set_ylabel("accuracy, % (95% interval)")
     axes.set_ylim(0, 105)
-    axes.legend(ncols=len(decodings), loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    axes.legend(ncols=len(temperatures), loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    axes.grid(axis="x", visible=False)
+    return _svg(figure)
+
+
+def length_by_stage(measures: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """Mean length of the answers at the highest temperature, and the share that was cut off, by model."""
+    figure, axes = _figure()
+    rows = [list(row.values())[-1] for row in measures.values()]
+    bars = axes.bar([_label(name) for name in measures], [row["tokens"]["mean"] for row in rows], 0.6, color=COLORS[4])
+    axes.bar_label(bars, [f"{row['truncated']:.1%} cut off" for row in rows], padding=3)
+    axes.set_ylabel("tokens of an answer")
+    axes.margins(y=0.15)
     axes.grid(axis="x", visible=False)
     return _svg(figure)
 

@@ -1,4 +1,4 @@
-"""Step `report`: one self-contained HTML page and summary.json, from the manifests and tables of a whole run."""
+"""Step `report`: one self-contained HTML page, summary.json and scores.json, from the manifests and tables of a whole run."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from jinja2 import Environment, FileSystemLoader
 from dasd_megatron import __version__
 from dasd_megatron.artifacts.artifact import Artifact
 from dasd_megatron.artifacts.training_files import METRICS
+from dasd_megatron.report.summary import scores, summarize
 from dasd_megatron.steps.step import StepConfig, StepContext, StepKind
 from dasd_megatron.utils.files import write_atomically, write_json
 
-PAGE, SUMMARY = "report.html", "summary.json"
+PAGE, SUMMARY, SCORES = "report.html", "summary.json", "scores.json"
 # Responses a temperature in the density figure; more would change no pixel.
 MAX_RESPONSES = 20_000
 # Of p_T - p_S, as the manifests of `select` name them: quantiles, and thresholds with the share that they would call Teacher.
@@ -28,6 +29,8 @@ class ReportConfig(StepConfig):
 
     title: str
     stages: list[str]
+    models: list[str]
+    benchmarks: list[str]
 
 
 class ReportStep(StepKind[ReportConfig]):
@@ -37,26 +40,24 @@ class ReportStep(StepKind[ReportConfig]):
     command = "evaluate"
 
     def run(self, context: StepContext[ReportConfig]) -> dict[str, Any]:
-        """Writes both files into the artifact."""
+        """Writes the files into the artifact."""
         artifacts = {name: Artifact(path) for name, path in context.inputs.items()}
-        models = [name.removeprefix("evaluate_") for name in artifacts if name.startswith("evaluate_")]
-        summary = summarize(artifacts, models)
+        summary = summarize(artifacts, context.config.models, context.config.benchmarks)
         write_json(context.output.path / SUMMARY, summary)
-        page = _page(context.config.title, artifacts, models, summary)
+        write_json(context.output.path / SCORES, scores(artifacts, context.config.models, context.config.benchmarks))
+        page = _page(context.config.title, artifacts, summary)
         write_atomically(context.output.path / PAGE, lambda file: file.write(page))
-        return {"counts": {"models": len(models)}}
+        return {"counts": {"models": len(context.config.models), "benchmarks": len(context.config.benchmarks)}}
 
 
-def _page(title: str, artifacts: Mapping[str, Artifact], models: list[str], summary: Mapping[str, Any]) -> bytes:
+def _page(title: str, artifacts: Mapping[str, Artifact], summary: Mapping[str, Any]) -> bytes:
     """The HTML page."""
     template = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template("page.html")
     return template.render(
         title=title,
         version=__version__,
         summary=summary,
-        models=models,
-        evaluations={model: artifacts[f"evaluate_{model}"].manifest for model in models},
-        figures=_figures(artifacts, models, summary),
+        figures=_figures(artifacts, summary),
         quantiles=QUANTILES,
         thresholds=THRESHOLDS,
         selections={
@@ -66,41 +67,22 @@ def _page(title: str, artifacts: Mapping[str, Artifact], models: list[str], summ
     ).encode()
 
 
-def summarize(artifacts: Mapping[str, Artifact], models: list[str]) -> dict[str, Any]:
-    """The run's numbers: accuracy is greedy, alignment is KL to the teacher in nats a response."""
-    evaluations = {model: artifacts[f"evaluate_{model}"].manifest for model in models}
-    temperatures = [name for name in next(iter(evaluations.values()))["accuracy"] if name != "greedy"]
-    return {
-        "accuracy": {model: row["accuracy"]["greedy"]["mean"] for model, row in evaluations.items()},
-        "alignment": {model: row["alignment"]["mean"] for model, row in evaluations.items() if "alignment" in row},
-        "evaluated": min(row["counts"]["problems"] for row in evaluations.values()),
-        "standard_error": {
-            "accuracy": {model: row["accuracy"]["greedy"]["standard_error"] for model, row in evaluations.items()},
-            "alignment": {
-                model: row["alignment"]["standard_error"] for model, row in evaluations.items() if "alignment" in row
-            },
-        },
-        "sampled_accuracy": {
-            name: {model: row["accuracy"][name]["mean"] for model, row in evaluations.items()} for name in temperatures
-        },
-        "seconds": {name: artifact.manifest["seconds"] for name, artifact in artifacts.items()},
-    }
-
-
-def _figures(artifacts: Mapping[str, Artifact], models: list[str], summary: Mapping[str, Any]) -> dict[str, str]:
+def _figures(artifacts: Mapping[str, Artifact], summary: Mapping[str, Any]) -> dict[str, str]:
     """SVG by title, in the order of the page."""
     from dasd_megatron.report import figures  # matplotlib
 
-    evaluations = {model: artifacts[f"evaluate_{model}"].manifest for model in models}
-    drawn = {
-        "Accuracy by stage": figures.accuracy_by_stage({m: row["accuracy"] for m, row in evaluations.items()}),
-    }
-    if summary["alignment"]:
-        alignment = {m: row["alignment"] for m, row in evaluations.items()}
-        drawn["Alignment by stage"] = figures.alignment_by_stage(alignment)
-    drawn["Loss by stage"] = figures.loss_by_stage(_losses(artifacts))
+    drawn = {}
+    for benchmark, facts in summary["benchmarks"].items():
+        drawn[f"Accuracy by stage: {benchmark}"] = figures.accuracy_by_stage(facts["measures"])
+        drawn[f"Length and truncation by stage: {benchmark}"] = figures.length_by_stage(facts["measures"])
+        if facts["alignment"]:
+            drawn[f"Alignment by stage: {benchmark}"] = figures.alignment_by_stage(facts["alignment"])
+    losses = _losses(artifacts)
+    if losses:
+        drawn["Loss by stage"] = figures.loss_by_stage(losses)
     probabilities = _response_probabilities(artifacts)
-    drawn["Probability of responses by temperature"] = figures.probability_density(probabilities)
+    if probabilities:
+        drawn["Probability of responses by temperature"] = figures.probability_density(probabilities)
     for name, artifact in _of_kind(artifacts, "select").items():
         sentences = artifact.read("sentences")
         drawn[f"Sentences: {name.removeprefix('select_').replace('_', ' ')}"] = figures.sentence_scatter(
@@ -141,7 +123,7 @@ def _response_probabilities(artifacts: Mapping[str, Artifact]) -> dict[str, list
     """Geometric-mean token probability of sampled responses by temperature."""
     by_temperature: dict[str, list[float]] = {}
     for name, artifact in {**_of_kind(artifacts, "sample"), **_of_kind(artifacts, "responses")}.items():
-        if name == "reference":
+        if name.startswith("reference_"):
             continue
         for row in artifact.rows("responses", ["logprobs", "temperature"]):
             values = by_temperature.setdefault(f"{row['temperature']:g}", [])

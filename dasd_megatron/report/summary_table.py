@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -11,22 +13,36 @@ from dasd_megatron.config.recipe import Recipe
 
 
 def print_summary(recipe: Recipe) -> None:
-    """The run's numbers as a table."""
+    """The run's numbers, a table for each benchmark."""
     summary = json.loads((recipe.run_dir / "summary.json").read_text())
-    table = Table(title=f"{recipe.name}: {summary['evaluated']} held-out problems (mean ± standard error)")
+    for benchmark, facts in summary["benchmarks"].items():
+        Console().print(benchmark_table(f"{recipe.name}: {benchmark}", facts))
+    print(f"{recipe.run_dir}/report.html    the whole run, with figures")
+    if recipe.stages:
+        print(f"{recipe.run_dir}/final/         the distilled model")
+
+
+def benchmark_table(title: str, facts: Mapping[str, Any]) -> Table:
+    """Accuracy of each model (mean ± standard error over problems), and the distance from the teacher."""
+    measures = facts["measures"]
+    table = Table(title=f"{title}, {facts['problems']:,} problems (mean ± standard error)")
     table.add_column("model")
-    distance = ["KL to teacher, nats"] if summary["alignment"] else []
-    for column in ("greedy", *(f"T={name}" for name in summary["sampled_accuracy"]), *distance):
-        table.add_column(column, justify="right")
-    errors = summary["standard_error"]
-    for model, accuracy in summary["accuracy"].items():
+    temperatures = list(next(iter(measures.values())))
+    for temperature in temperatures:
+        samples = next(iter(measures.values()))[temperature]["samples"]
+        sampled = temperature if temperature == "greedy" else f"T={temperature}"
+        table.add_column(sampled if samples == 1 else f"{sampled}, avg@{samples}", justify="right")
+    if facts["alignment"]:
+        table.add_column("KL to teacher", justify="right")
+    for model, by_temperature in measures.items():
+        aligned = facts["alignment"].get(model)
         table.add_row(
             model.replace("_", " "),
-            f"{accuracy:.1%} ± {errors['accuracy'][model]:.1%}",
-            *(f"{row[model]:.1%}" for row in summary["sampled_accuracy"].values()),
-            *(f"{summary['alignment'][model]:.2f} ± {errors['alignment'][model]:.2f}" for _ in distance),
+            *(_share(by_temperature[temperature]["accuracy"]) for temperature in temperatures),
+            *([] if aligned is None else [f"{aligned['mean']:.2f} ± {aligned['standard_error']:.2f}"]),
         )
-    Console().print(table)
-    print(
-        f"{recipe.run_dir}/report.html    the whole run, with figures\n{recipe.run_dir}/final/         the distilled model"
-    )
+    return table
+
+
+def _share(measured: Mapping[str, float]) -> str:
+    return f"{measured['mean']:.1%} ± {measured['standard_error']:.1%}"

@@ -26,7 +26,7 @@ ADVICE = {
     "no_answer": "check response_format of the model that writes",
     "repeated": "the model loops: check dtype and chat template, or raise the temperature",
     "special_token": "check the model's chat template: it writes control tokens as text",
-    "wrong_answer": "check evaluation.grader and the problems' answers, or set filters.right_answers_only=false",
+    "wrong_answer": "check the grader of prompts.train and the problems' answers, or set filters.right_answers_only=false",
 }
 
 

@@ -16,11 +16,13 @@ from dasd_megatron.utils.files import disk_error, write_atomically
 
 
 def publish(recipe: Recipe, steps: Mapping[str, Step]) -> None:
-    """`report.html`, `summary.json` and the link `final` to the last stage's model, in the run folder."""
+    """The report's files and, of a run that trains, the link `final` to the last stage's model, in the run folder."""
     report = Artifact(steps[REPORT].folder)
-    for name in ("report.html", "summary.json"):
+    for name in ("report.html", "summary.json", "scores.json"):
         content = report.file(name).read_bytes()
         write_atomically(recipe.run_dir / name, partial(_write, content=content))
+    if not recipe.stages:
+        return
     final = steps[f"export_{recipe.stages[-1].name}"].folder
     link, temporary = recipe.run_dir / "final", recipe.run_dir / ".final.tmp"
     if link.is_dir() and not link.is_symlink():  # a copy of the run folder that followed links

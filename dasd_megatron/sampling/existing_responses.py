@@ -20,9 +20,8 @@ from dasd_megatron.config.gpu_specs import GpuName
 from dasd_megatron.config.models import ModelConfig
 from dasd_megatron.config.responses import ResponseSource
 from dasd_megatron.sampling.asked_prompts import asked_prompts
-from dasd_megatron.sampling.data_sets import Rows
+from dasd_megatron.sampling.data_sets import BadRow, Rows
 from dasd_megatron.sampling.engines.engine import Request, Sample
-from dasd_megatron.sampling.prompts import BadRow
 from dasd_megatron.sampling.response_prompts import ROWS, response_columns
 from dasd_megatron.sampling.responses import count_responses, response_table
 from dasd_megatron.sampling.sample import sampled_cost

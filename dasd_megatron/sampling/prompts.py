@@ -7,18 +7,16 @@ import re
 import sys
 import uuid as uuid_module
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field
 
 from dasd_megatron.artifacts.artifact import shard_name
 from dasd_megatron.config.base import ExecutionOnly
 from dasd_megatron.config.prompts import PromptColumns, PromptSource
-from dasd_megatron.sampling.data_sets import load_rows
+from dasd_megatron.sampling.data_sets import BadRow, json_mapping, raw_rows
 from dasd_megatron.sampling.decontamination import HeldOutProblems, normalized
 from dasd_megatron.steps.cost_estimate import TEXT, Cost, InputEstimates, Unknown
 from dasd_megatron.steps.step import StepConfig, StepContext, StepKind
@@ -36,18 +34,6 @@ DROPPED = pa.schema(
 )
 
 
-class BadRow(Exception):
-    """A row that can't become a prompt: the reason (a short name for counting) and what is wrong with it."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
-
-    def refusal(self, place: str, key: str) -> UserError:
-        """The error of a source whose bad rows aren't dropped; `key`: of the source in the recipe."""
-        return UserError(f"{place}: {self}; fix it, or set {key}.bad_rows=drop to drop such rows")
-
-
 class ProblemsConfig(StepConfig):
     """What is asked of problems as a whole."""
 
@@ -62,14 +48,12 @@ class PromptsStepConfig(ProblemsConfig):
     """Config of a step `prompts`."""
 
     source: PromptSource
-    # Held-out problems need a reference answer.
-    needs_answer: bool
 
 
 class PromptsStep(StepKind[PromptsStepConfig]):
     """Reads, checks and writes all prompts of `source`. A bad row stops the step with its place, or is dropped and counted.
 
-    Problems to learn from that are, or contain, `held_out` ones are always dropped (decontamination.py): they would make the
+    Problems to learn from that are, or contain, held-out ones are always dropped (decontamination.py): they would make the
     measures worthless. So are those that repeat one before, and those that spell out a control token of the `teacher` or the
     `student`: it would read the real one.
     """
@@ -83,8 +67,8 @@ class PromptsStep(StepKind[PromptsStepConfig]):
         kept: list[dict[str, str | None]] = []
         dropped: list[dict[str, str]] = []
         seen: dict[str, str] = {}
-        check = LearningCheck(context) if "held_out" in context.inputs else None
-        for place, raw in _raw_rows(path, source):
+        check = LearningCheck(context)
+        for place, raw in raw_rows(path, source):
             if source.limit is not None and len(kept) == source.limit:
                 break
             try:
@@ -96,7 +80,7 @@ class PromptsStep(StepKind[PromptsStepConfig]):
                 dropped.append({"place": place, "reason": bad.reason, "content": content})
                 continue
             text = str(row["input"])
-            unfit = None if check is None else check.reason(text, place)
+            unfit = check.reason(text, place)
             if unfit is not None:  # no mistake in the row, so never an error
                 reason, match = unfit
                 dropped.append({"place": place, "reason": reason, "content": text, "match": match})
@@ -137,8 +121,6 @@ def _checked_row(
     uuid = str(row["uuid"])
     if uuid in seen:
         raise BadRow("duplicate_uuid", f"uuid {uuid!r} stands at {seen[uuid]} already")
-    if config.needs_answer and row["answer"] is None:
-        raise BadRow("no_answer", f"there is no answer to grade by; name its column in {config.key}.columns.answer")
     return row
 
 
@@ -171,8 +153,9 @@ class LearningCheck:
     """Tells problems that must not be learned from."""
 
     def __init__(self, context: StepContext[Any]) -> None:
-        rows = context.artifact("held_out").rows("prompts", ["uuid", "input"])
-        self._held_out = HeldOutProblems((row["uuid"], row["input"]) for row in rows)
+        held_out = [context.artifact(name) for name in context.inputs if name.startswith("held_out_")]
+        rows = (row for artifact in held_out for row in artifact.rows("prompts", ["uuid", "statement"]))
+        self._held_out = HeldOutProblems((row["uuid"], row["statement"]) for row in rows)
         folders = [context.inputs[name] for name in ("teacher", "student") if name in context.inputs]
         names = dict.fromkeys(token for folder in folders for token in control_tokens(folder))
         self._control_token = re.compile("|".join(map(re.escape, names)) or "(?!)")
@@ -191,17 +174,7 @@ class LearningCheck:
 
 def prompt_row(raw: str | Mapping[str, Any], columns: PromptColumns, key: str) -> dict[str, str | None]:
     """One prompt from a JSON line or a mapping; `key`: of the source in the recipe. Raises BadRow."""
-    if isinstance(raw, str):
-        if not raw.strip():
-            raise BadRow("empty_line", "the line is empty")
-        try:
-            raw = json.loads(raw)
-        except RecursionError:
-            raise BadRow("malformed_json", "nested too deeply") from None
-        except ValueError as error:
-            raise BadRow("malformed_json", f"not valid JSON ({error})") from None
-        if not isinstance(raw, dict):
-            raise BadRow("malformed_json", "a line must be one JSON object")
+    raw = json_mapping(raw)
     text = raw.get(columns.input)
     if not isinstance(text, str) or not text.strip():
         wrong = (
@@ -222,28 +195,3 @@ def prompt_row(raw: str | Mapping[str, Any], columns: PromptColumns, key: str) -
     if not values["uuid"]:
         values["uuid"] = str(uuid_module.uuid5(uuid_module.NAMESPACE_OID, text))
     return values
-
-
-def _raw_rows(path: Path | None, source: PromptSource) -> Iterator[tuple[str, str | Mapping[str, Any]]]:
-    """Rows with the place (file and line or row) to name in an error."""
-    if path is None:
-        yield from _dataset_rows(source)
-    elif path.suffix == ".parquet":
-        try:
-            batches = pq.ParquetFile(path).iter_batches()
-            rows = (row for batch in batches for row in batch.to_pylist())
-            yield from ((f"{path}: row {number}", row) for number, row in enumerate(rows, 1))
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{path}: can't be read as Parquet: {error}") from None
-    else:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    yield f"{path}: line {number}", line.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError:
-                    yield f"{path}: line {number}", "\ufffd"  # is not JSON, and is reported as such
-
-
-def _dataset_rows(source: PromptSource) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for number, row in enumerate(load_rows(source, None), 1):
-        yield f"{source.dataset}: row {number}", row

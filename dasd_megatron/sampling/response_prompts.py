@@ -12,11 +12,10 @@ import pyarrow as pa
 
 from dasd_megatron.config.prompts import PromptColumns
 from dasd_megatron.config.responses import ResponseSource
-from dasd_megatron.sampling.data_sets import Rows
+from dasd_megatron.sampling.data_sets import BadRow, Rows
 from dasd_megatron.sampling.prompts import (
     DROPPED,
     PROMPTS,
-    BadRow,
     LearningCheck,
     ProblemsConfig,
     check_answers,

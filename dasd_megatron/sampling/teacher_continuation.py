@@ -15,8 +15,9 @@ from dasd_megatron.artifacts.artifact import Artifact
 from dasd_megatron.artifacts.columns import numpy_rows
 from dasd_megatron.config.base import Positive, Probability, Temperature
 from dasd_megatron.config.models import ModelConfig
+from dasd_megatron.config.prompts import Grader
 from dasd_megatron.config.sampling import SamplingConfig
-from dasd_megatron.grading.registry import is_right
+from dasd_megatron.grading.registry import grader_of, is_right
 from dasd_megatron.sampling.engine_step import EngineStepConfig, EngineWork, open_engine
 from dasd_megatron.sampling.engines.engine import Request, Sample
 from dasd_megatron.sampling.responses import RESPONSES, count_responses
@@ -45,7 +46,7 @@ class ContinueConfig(EngineStepConfig):
     temperature: Temperature
     # Of the student's answers: how far they run at most.
     length_cap: float
-    grader: str
+    grader: Grader
     # Of a document: in a pack, and of what an engine takes (None: as much as the model has positions).
     context_length: Positive
     max_length: Positive | None
@@ -177,4 +178,7 @@ def _skip_reason(answer: Mapping[str, Any], config: ContinueConfig) -> str | Non
         return "finished"
     if answer["answer"] is None:
         return "no_reference_answer"
-    return "right" if is_right(answer["text"], answer["answer"], config.grader) else None
+    grader = grader_of(config.grader, answer["domain"])
+    if grader is None:
+        return "not_graded"
+    return "right" if is_right(answer["text"], answer["answer"], grader) else None

@@ -106,11 +106,14 @@ def with_absolute_paths(recipe: Recipe, cluster: ClusterConfig) -> Recipe:
             update={key: absolute(f"{name}.{key}", getattr(getattr(recipe, name), key))}
         )
 
-    prompts = {
-        name: source.model_copy(update={"path": absolute(f"prompts.{name}.path", source.path)})
-        for name, source in (("train", recipe.prompts.train), ("test", recipe.prompts.test))
-        if source is not None
-    }
+    prompts = {}
+    if recipe.prompts.train is not None:
+        path = absolute("prompts.train.path", recipe.prompts.train.path)
+        prompts["train"] = recipe.prompts.train.model_copy(update={"path": path})
+    benchmarks = [
+        benchmark.model_copy(update={"path": absolute(f"evaluation.benchmarks.{index}.path", benchmark.path)})
+        for index, benchmark in enumerate(recipe.evaluation.benchmarks)
+    ]
 
     def stage_of(index: int, stage: StageConfig) -> StageConfig:
         if stage.kind != "sampled":
@@ -141,6 +144,7 @@ def with_absolute_paths(recipe: Recipe, cluster: ClusterConfig) -> Recipe:
             "teacher": section("teacher", "model"),
             "student": section("student", "model"),
             "prompts": recipe.prompts.model_copy(update=prompts),
+            "evaluation": recipe.evaluation.model_copy(update={"benchmarks": benchmarks}),
         }
     )
 

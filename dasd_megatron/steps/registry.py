@@ -24,7 +24,9 @@ STEP_KINDS: Registry[type[StepKind[Any]]] = Registry(
         "import": "conversion.import_export_steps:ImportStep",
         "export": "conversion.import_export_steps:ExportStep",
         "train": "dasd_megatron.training.train_step:TrainStep",
-        "evaluate": "dasd_megatron.evaluation.evaluate:EvaluateStep",
+        "benchmark": "dasd_megatron.evaluation.benchmark_step:BenchmarkStep",
+        "answer": "dasd_megatron.evaluation.answer_step:AnswerStep",
+        "grade": "dasd_megatron.evaluation.grade_step:GradeStep",
         "report": "dasd_megatron.report.report:ReportStep",
     },
 )

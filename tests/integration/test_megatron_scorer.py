@@ -263,7 +263,11 @@ def test_the_step_selects_as_with_vllm(tmp_path: Path) -> None:
     chosen = {}
     for name, overrides in scorers.items():
         arguments = [str(TOY / "recipe.yaml"), *common, *overrides]
-        before = [] if chosen else ["prompts_test", "prompts_train", "sample_low_temperature", "filter_low_temperature"]
+        before = (
+            []
+            if chosen
+            else ["benchmark_arithmetic", "prompts_train", "sample_low_temperature", "filter_low_temperature"]
+        )
         for step in (*before, "score_low_temperature", "select_low_temperature"):
             code, _, errors = finish(*arguments, "--only", step)
             assert code == 0, errors[-3000:]

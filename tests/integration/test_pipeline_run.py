@@ -36,13 +36,17 @@ KILLS = 10
 def test_run_gives_summary_report_and_model(calm: Path) -> None:
     summary = json.loads((calm / "summary.json").read_text())
     models = ["student", "low_temperature", "high_temperature", "mixed_policy", "teacher"]
-    for key in ("accuracy", "alignment"):
-        assert list(summary[key]) == models
-        assert list(summary["standard_error"][key]) == models
-    assert summary["evaluated"] == 40
-    assert summary["accuracy"]["teacher"] > 0.9
-    assert abs(summary["alignment"]["teacher"]) < 1e-3
-    assert summary["alignment"]["student"] > summary["alignment"]["low_temperature"] > 0
+    facts = summary["benchmarks"]["arithmetic"]
+    assert facts["problems"] == 40
+    assert list(facts["measures"]) == list(facts["alignment"]) == models
+    assert list(facts["measures"]["teacher"]) == ["greedy", "0.6", "1"]
+    assert facts["measures"]["teacher"]["greedy"]["accuracy"]["mean"] > 0.9
+    distance = {model: aligned["mean"] for model, aligned in facts["alignment"].items()}
+    assert abs(distance["teacher"]) < 1e-3
+    assert distance["student"] > distance["low_temperature"] > 0
+    assert list(facts["steps"]) == models[1:-1]
+    scores = json.loads((calm / "scores.json").read_text())["arithmetic"]["models"]
+    assert len(scores["student"]["greedy"]) == 40
     page = (calm / "report.html").read_text()
     assert page.count("<svg") >= 8
     assert "prompts with a choice" in page
@@ -153,7 +157,7 @@ def test_killed_at_random_moments_it_ends_the_same(calm: Path, tmp_path: Path) -
 @pytest.mark.full
 def test_replicas_and_layout_change_nothing_but_speed(calm: Path, tmp_path: Path) -> None:
     """One replica in place of two: the same bytes."""
-    for step in ("prompts_test", "prompts_train", "sample_low_temperature"):
+    for step in ("benchmark_arithmetic", "prompts_train", "sample_low_temperature"):
         code, _, errors = finish(*small_run(tmp_path), "launch.replicas=1", "--only", step)
         assert code == 0, errors[-3000:]
     shards = sorted((tmp_path / "artifacts").glob("sample_*/*.parquet"))
@@ -163,7 +167,7 @@ def test_replicas_and_layout_change_nothing_but_speed(calm: Path, tmp_path: Path
 
 
 def test_a_killed_replica_gives_its_shard_back(calm: Path, tmp_path: Path) -> None:
-    for step in ("prompts_test", "prompts_train"):
+    for step in ("benchmark_arithmetic", "prompts_train"):
         assert finish(*small_run(tmp_path), "--only", step)[0] == 0
     folder = artifacts(tmp_path)["sample_low_temperature"].folder
     process = launch(*small_run(tmp_path), "--only", "sample_low_temperature")
@@ -249,14 +253,14 @@ def test_malformed_prompt_line(tmp_path: Path) -> None:
     path = tmp_path / "test.jsonl"
     path.write_text('{"input": "2*2?", "answer": "4"}\n{"input": \n')
     code, _, errors = finish(
-        str(RECIPE), f"run_dir={tmp_path}/run", f"prompts.test.path={path}", "--only", "prompts_test"
+        str(RECIPE), f"run_dir={tmp_path}/run", f"evaluation.benchmarks.0.path={path}", "--only", "benchmark_arithmetic"
     )
     check_refused(errors, code, f"{path}: line 2: not valid JSON")
 
 
 def test_full_disk(small_disk: Any) -> None:
     folder = small_disk("16k")
-    code, _, errors = finish(str(RECIPE), f"run_dir={folder}/run", "--only", "prompts_test")
+    code, _, errors = finish(str(RECIPE), f"run_dir={folder}/run", "--only", "benchmark_arithmetic")
     check_refused(errors, code, "the disk is full; free some space and run the same command again")
     assert not list(folder.rglob("*.parquet")) or not list(folder.rglob("COMPLETE"))
 
@@ -273,14 +277,14 @@ def test_dry_run_says_what_is_to_do(tmp_path: Path) -> None:
     code, out, _ = finish(str(RECIPE), f"run_dir={tmp_path}/run", "--dry-run")
     assert code == 0
     assert "to do  sample_low_temperature" in out
-    assert out.strip().endswith("0 of 30 steps are done")
+    assert out.strip().endswith("0 of 35 steps are done")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
     ("tool", "option", "good", "bad"),
     [
-        ("generate", "--step", "prompts_test", "filter_low_temperature"),
+        ("evaluate", "--step", "benchmark_arithmetic", "filter_low_temperature"),
         ("train", "--stage", "low_temperature", "student"),
     ],
 )
@@ -289,7 +293,7 @@ def test_step_tools_run_their_own_kind(tmp_path: Path, tool: str, option: str, g
     done = subprocess.run([*command, bad], cwd=ROOT, capture_output=True, text=True)
     check_refused(done.stderr, done.returncode, "not one of")
     done = subprocess.run([*command, good], cwd=ROOT, capture_output=True, text=True)
-    if tool == "generate":
+    if tool == "evaluate":
         assert done.returncode == 0, done.stderr
     else:  # its packs aren't made
         check_refused(done.stderr, done.returncode, "isn't finished: run that first")

@@ -63,7 +63,7 @@ def record_of(folder: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    for step in ("prompts_test", "prompts_train", STEP):
+    for step in ("benchmark_arithmetic", "prompts_train", STEP):
         run(folder, step)
     return folder
 

@@ -264,8 +264,9 @@ def test_a_run_has_a_server_as_its_teacher(servers: list[VllmServer], tmp_path: 
     code, out, errors = finish(*options, stages, f"engine.teacher={{name: server, server: {pool}}}")
     assert code == 0, out[-3000:] + errors[-3000:]
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["evaluated"] == 40
-    assert summary["accuracy"]["teacher"] > 0.9
+    facts = summary["benchmarks"]["arithmetic"]
+    assert facts["problems"] == 40
+    assert facts["measures"]["teacher"]["greedy"]["accuracy"]["mean"] > 0.9
     texts = [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
     assert all(KEY.encode() not in text for text in texts)
 

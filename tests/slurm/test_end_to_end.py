@@ -23,7 +23,7 @@ def test_a_run_on_two_nodes_is_the_run_on_one_machine(site: Site, calm: Path, tm
     # Sums over ranks are taken in another order where the ranks meet in another: 1e-5 is what layouts may differ by.
     assert_same_run(folder, calm, loss_tolerance=1e-5)
     assert (folder / "report.html").is_file()
-    assert json.loads((folder / "summary.json").read_text())["evaluated"] == 40
+    assert json.loads((folder / "summary.json").read_text())["benchmarks"]["arithmetic"]["problems"] == 40
     assert (folder / "final" / "model.safetensors").is_file()
     check_trained_on_two_nodes(site)
     check_manifests_name_what_was_shipped(folder)
@@ -39,7 +39,7 @@ def test_a_run_starts_servers_for_its_teacher(site: Site, tmp_path: Path) -> Non
     folder = tmp_path / "run"
     server = f"engine.teacher={{name: server, server: {{arguments: [--seed, '{SEED}']}}}}"
     nodes = "launch.steps.sample_low_temperature.nodes=2"
-    steps = ("prompts_test", "prompts_train", "sample_low_temperature")
+    steps = ("benchmark_arithmetic", "prompts_train", "sample_low_temperature")
     only = [argument for step in steps for argument in ("--only", step)]
     code, out, errors = site.finish(*small_run(folder), server, nodes, *only)
     assert code == 0, out[-3000:] + errors[-3000:]

@@ -36,7 +36,7 @@ def test_no_shard_is_done_twice_without_shared_locks(site: Site, calm: Path, tmp
     renamed = tmp_path / "renamed"
     site.settings["setup"] = [f"export PYTHONPATH={tmp_path}/modules:$PYTHONPATH RENAMED={renamed}"]
     folder = tmp_path / "run"
-    for step in ("prompts_test", "prompts_train"):
+    for step in ("benchmark_arithmetic", "prompts_train"):
         assert finish(*small_run(folder), "--only", step)[0] == 0
     step = "sample_low_temperature"
     code, out, errors = site.finish(*small_run(folder), "launch.sampling.nodes=2", "--only", step)

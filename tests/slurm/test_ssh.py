@@ -19,7 +19,8 @@ from tests.slurm.conftest import Site
 
 ABSOLUTE = [
     *(f"{model}.model={TOY}/{model}" for model in ("teacher", "student")),
-    *(f"prompts.{name}.path={TOY}/{name}.jsonl" for name in ("train", "test")),
+    f"prompts.train.path={TOY}/train.jsonl",
+    f"evaluation.benchmarks.0.path={TOY}/test.jsonl",
 ]
 
 
@@ -66,7 +67,7 @@ def test_submitted_by_ssh(site: Site, login_node: dict[str, object], tmp_path: P
     """Code, recipe and scripts go over; the steps run there, and are followed from here."""
     site.settings["tunnel"] = login_node
     folder = tmp_path / "run"
-    only = ["--only", "prompts_test", "--only", "prompts_train"]
+    only = ["--only", "benchmark_arithmetic", "--only", "prompts_train"]
     code, out, errors = site.finish(*small_run(folder), *ABSOLUTE, *only)
     assert code == 0, out + errors
     assert len(list((folder / "artifacts").glob("*/COMPLETE"))) == 2

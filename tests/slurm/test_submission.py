@@ -22,7 +22,7 @@ from tests.slurm.conftest import Site
 
 # Not written here, since this file is shipped.
 CANARY = f"canary-{token_hex(8)}"
-PROMPTS = ["--only", "prompts_test"]
+PROMPTS = ["--only", "benchmark_arithmetic"]
 
 
 def check_refused(code: int, out: str, errors: str, message: str) -> None:
@@ -43,7 +43,7 @@ def test_a_step_of_200_shards_is_one_job(site: Site, calm: Path, tmp_path: Path,
         (folder / "artifacts").mkdir(parents=True)
         overrides = ["prompts.train.limit=200", f"sampling.prompts_per_shard={size}", f"run_dir={folder}"]
         code, out, errors = site.finish(
-            *small_run(folder), *overrides, "--only", "prompts_train", "--only", "prompts_test"
+            *small_run(folder), *overrides, "--only", "prompts_train", "--only", "benchmark_arithmetic"
         )
         assert code == 0, out + errors
         recorded_sbatch.unlink()
@@ -92,7 +92,7 @@ def test_a_run_that_is_submitted_already(site: Site, tmp_path: Path) -> None:
     submission = json.loads((tmp_path / "run" / SUBMISSION).read_text())
     check_refused(code, out, errors, f"already submitted ({submission['id']} by root from ")
     (job,) = queued(site)
-    assert f"{job} prompts_test (PENDING, root)" in errors
+    assert f"{job} benchmark_arithmetic (PENDING, root)" in errors
     assert f"scancel {job}" in errors
     here = [argument for argument in run if argument not in PROMPTS]
     local = subprocess.run(
@@ -110,7 +110,7 @@ def test_a_run_that_is_submitted_already(site: Site, tmp_path: Path) -> None:
     site.cluster.run("scontrol", "release", job)
     out, errors = watching.communicate(timeout=120)
     assert watching.returncode == 0, out + errors
-    assert f"prompts_test (job {job}): COMPLETED" in out
+    assert f"benchmark_arithmetic (job {job}): COMPLETED" in out
     code, out, errors = site.finish(*run)
     assert (code, "every step is done" in out) == (0, True), errors
 
@@ -126,7 +126,10 @@ def test_two_submissions_at_once(site: Site, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"partition": "absent"}, "prompts_test: Slurm would refuse the job: invalid partition specified: absent"),
+        (
+            {"partition": "absent"},
+            "benchmark_arithmetic: Slurm would refuse the job: invalid partition specified: absent",
+        ),
         (
             {"account": "absent"},
             "Slurm would refuse the job: Invalid account or account/partition combination specified",
@@ -134,7 +137,10 @@ def test_two_submissions_at_once(site: Site, tmp_path: Path) -> None:
         ({"account": None}, "account: Input should be a valid string"),
         ({"reservation": "absent"}, "Slurm would refuse the job: Requested reservation is invalid"),
         ({"images": {"training": "/images/absent.sqsh"}}, "/images/absent.sqsh: no such image on this machine"),
-        ({"images": {"sampling": "s"}}, "prompts_test: the cluster file lists no image 'training' (images: sampling)"),
+        (
+            {"images": {"sampling": "s"}},
+            "benchmark_arithmetic: the cluster file lists no image 'training' (images: sampling)",
+        ),
         ({"secrets": ["ABSENT_TOKEN"]}, "ABSENT_TOKEN: not set in the environment of this machine"),
     ],
 )
@@ -149,15 +155,15 @@ def test_watching_tells_how_it_ended(site: Site, tmp_path: Path) -> None:
     """A detached run that failed, the morning after; a new submission resets its count of attempts."""
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"input": \n')
-    run = [*small_run(tmp_path / "run"), *PROMPTS, f"prompts.test.path={bad}"]
+    run = [*small_run(tmp_path / "run"), *PROMPTS, f"evaluation.benchmarks.0.path={bad}"]
     code, out, errors = site.finish(*run, "--detach")
     assert code == 0, out + errors
     site.cluster.wait_for(lambda: not queued(site), "end of the job")
     code, out, errors = site.finish(*run, "--watch")
     assert code == 2
-    assert "prompts_test: failed, for the reason in its log:" in out
+    assert "benchmark_arithmetic: failed, for the reason in its log:" in out
     assert "line 1: not valid JSON" in out
-    assert "error: prompts_test did not succeed" in errors
+    assert "error: benchmark_arithmetic did not succeed" in errors
 
 
 def test_a_submission_that_is_interrupted(site: Site, tmp_path: Path, recorded_sbatch: Path) -> None:
@@ -282,7 +288,7 @@ def test_changes_are_refused_or_named(site: Site, tmp_path: Path) -> None:
     (shipped,) = (site.home / "experiments" / "toy").glob("*/source")
     assert (shipped / "dasd_megatron" / "new.py").exists()
     assert (shipped / "README.md").read_text().endswith("changed\n")
-    (manifest,) = (folder / "artifacts").glob("prompts_test-*/manifest.json")
+    (manifest,) = (folder / "artifacts").glob("benchmark_arithmetic-*/manifest.json")
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=clone, capture_output=True, text=True).stdout.strip()
     assert json.loads(manifest.read_text())["source"] == {"commit": commit, "changed": changed.split(", ")}
 
@@ -309,11 +315,11 @@ def test_a_step_without_its_inputs(site: Site, tmp_path: Path) -> None:
 def test_a_full_run_folder(site: Site, small_disk: object) -> None:
     """The step says so, fails, and resumes once there is room."""
     folder = small_disk("16k")  # type: ignore[operator]
-    code, out, errors = site.finish(*small_run(folder / "run"), *PROMPTS, "prompts.test.limit=1000")
+    code, out, errors = site.finish(*small_run(folder / "run"), *PROMPTS, "evaluation.benchmarks.0.limit=1000")
     assert code == 2, out + errors
     assert "the disk is full; free some space and run the same command again" in out
     subprocess.run(["mount", "-o", "remount,size=4m", str(folder)], check=True)
-    code, out, errors = site.finish(*small_run(folder / "run"), *PROMPTS, "prompts.test.limit=1000")
+    code, out, errors = site.finish(*small_run(folder / "run"), *PROMPTS, "evaluation.benchmarks.0.limit=1000")
     assert code == 0, out + errors
 
 
@@ -329,7 +335,7 @@ def test_a_read_only_run_folder(site: Site, small_disk: object) -> None:
 def test_a_controller_that_is_away(site: Site, tmp_path: Path) -> None:
     """Nothing is submitted, and the message says so."""
     site.cluster.kill_controller()
-    code, out, errors = site.finish(*small_run(tmp_path / "run"), "--only", "prompts_test")
+    code, out, errors = site.finish(*small_run(tmp_path / "run"), "--only", "benchmark_arithmetic")
     assert code == 2, out + errors
     assert "error: Slurm doesn't answer: " in errors
     assert "Traceback" not in out + errors

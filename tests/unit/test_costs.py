@@ -40,7 +40,7 @@ GPT_OSS_120B = ModelShape(
 # 1,000 prompts, 2 responses each of 100 tokens and 1 chosen; packs of ten documents.
 SIZES = [
     "prompts.train.limit=1000",
-    "prompts.test.limit=100",
+    "evaluation.benchmarks.0.limit=100",
     "sampling={responses_per_prompt: 2, max_tokens: 160, prompts_per_shard: 250}",
     "expected={prompt_tokens: 28, response_tokens: 100, length_spread: 1, truncated_answers: 0.5, kept_continuations: 0.5}",
     "packing.context_length=1280",
@@ -93,7 +93,7 @@ def test_amounts_follow_from_step_to_step(tmp_path: Path) -> None:
     assert of["pack_mixed_policy"].tokens_in == 100 * (28 + 112.5 + 100) + 260 * 128
     assert made["pack_mixed_policy"] == (45, "packs")  # 57,330 tokens
     assert made["train_mixed_policy"] == (12, "steps")
-    assert made["evaluate_teacher"] == (100 * (1 + 2 * 4), "answers")
+    assert made["answer_teacher_arithmetic"] == (100 * (1 + 2 * 4), "answers")
     assert not any(cost.counted for cost in of.values())
 
 

@@ -73,7 +73,7 @@ def test_dry_run_of_single_steps(capsys: pytest.CaptureFixture[str], tmp_path: P
     assert exit_code("launch", RECIPE, "--dry-run", *only, f"run_dir={tmp_path}") == 0
     shown = capsys.readouterr().out
     assert "0 of 2 steps are done" in shown
-    assert "<- examples/toy/train.jsonl, prompts_test" in shown
+    assert "<- examples/toy/train.jsonl, benchmark_arithmetic" in shown
     assert "None" not in shown
 
 

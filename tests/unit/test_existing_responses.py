@@ -15,8 +15,8 @@ from dasd_megatron.artifacts.artifact import Artifact
 from dasd_megatron.artifacts.writer import ArtifactWriter
 from dasd_megatron.config.models import ModelConfig
 from dasd_megatron.config.responses import LogprobSource, ResponseSource
+from dasd_megatron.evaluation.benchmark_step import PROBLEMS
 from dasd_megatron.sampling.existing_responses import ResponsesConfig, ResponsesStep
-from dasd_megatron.sampling.prompts import PROMPTS
 from dasd_megatron.sampling.response_prompts import ResponsePromptsConfig, ResponsePromptsStep
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer
 from dasd_megatron.utils.errors import UserError
@@ -54,8 +54,8 @@ class Release:
             self.logprobs.append(
                 {"sample_uuid": uuid, "token_ids": ids, "logprobs": [-0.1 * (n + 1) for n in range(len(ids))]}
             )
-        held_out = ArtifactWriter(folder / "held_out", {"step": "prompts_test"})
-        held_out.write_shard("prompts", 0, pa.Table.from_pylist([{"uuid": "t", "input": "9*9?"}], PROMPTS))
+        held_out = ArtifactWriter(folder / "held_out", {"step": "benchmark_test"})
+        held_out.write_shard("prompts", 0, pa.Table.from_pylist([{"uuid": "t", "statement": "9*9?"}], PROBLEMS))
         held_out.finish(counts={"prompts": 1})
 
     def source(self, **settings: Any) -> tuple[ResponseSource, dict[str, Path]]:
@@ -72,7 +72,7 @@ class Release:
         self, source: ResponseSource, inputs: Mapping[str, Path], **settings: Any
     ) -> tuple[list[dict[str, Any]], dict[str, int]]:
         """Runs both steps; returns responses, and dropped rows by reason."""
-        models = {"held_out": self.folder / "held_out", "teacher": TOY / "teacher", "student": TOY / "student"}
+        models = {"held_out_test": self.folder / "held_out", "teacher": TOY / "teacher", "student": TOY / "student"}
         first = self._make_context(ResponsePromptsConfig(source=source, key=KEY), {**inputs, **models}, "prompts")
         facts = ResponsePromptsStep().run(first)
         first.output.finish(**facts)

@@ -61,8 +61,8 @@ def test_every_letter_can_be_right() -> None:
 @pytest.mark.parametrize(
     ("text", "answer"),
     [
-        ("<think>1</think> 42 ", "42"),
-        ("1</think> 42 ", "42"),  # the prompt has opened the reasoning
+        ("<think>1</think>\n\n42 ", "42"),
+        ("1</think>\n    return 42", "    return 42"),  # the prompt has opened the reasoning
         ("<think>1", None),
         ("<think>\\boxed{1}", None),
         ("It is 42.", "It is 42."),

@@ -24,6 +24,7 @@ from tests.helpers.published_models import published_model
 
 pytestmark = pytest.mark.network
 STUDENTS = {"dasd_4b": "Qwen3-4B-Instruct-2507", "dasd_30b_a3b": "Qwen3-30B-A3B-Instruct-2507"}
+BENCHMARKS = ("aime24", "aime25", "gpqa_diamond", "livecodebench_v5", "livecodebench_v6")
 PAGE = (ROOT / "docs" / "paper.md").read_text()
 # As each recipe's first lines say.
 ONE_NODE = {
@@ -37,7 +38,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     for name in ("gpt-oss-120b", *STUDENTS.values()):
         published_model(folder, name)
-    (folder / "aime.jsonl").touch()
     return folder
 
 
@@ -55,7 +55,6 @@ def local(name: str, models: Path) -> list[str]:
     return [
         f"teacher.model={models / 'gpt-oss-120b'}",
         f"student.model={models / STUDENTS[name]}",
-        f"prompts.test.path={models / 'aime.jsonl'}",
     ]
 
 
@@ -79,8 +78,8 @@ def test_dry_run(name: str, nodes: int, models: Path) -> None:
     assert ("longer than the limit" in out) == (nodes == 1)
     assert out.count("#SBATCH --nodes=") == len(table)
     if (name, nodes) == ("dasd_30b_a3b", 8):
-        assert "GPU-hours: 1,459.0;" in out
-        assert "prints, by the same command, 1,459.0 GPU-hours" in PAGE
+        assert "GPU-hours: 2,468.0;" in out
+        assert "prints, by the same command, 2,468.0 GPU-hours" in PAGE
     if (name, nodes) == ("dasd_4b", 8):
         printed = PAGE.partition("```text\n")[2].partition("```")[0]
         assert len(printed.splitlines()) > len(table)
@@ -217,5 +216,6 @@ def test_costs_are_those_that_the_page_estimates(models: Path) -> None:
     assert cost("pack_mixed_policy").amount == packs == 16_332
     assert cost("train_mixed_policy").amount == math.ceil(packs / 64) == 256
 
-    # 60 problems, 64 answers each and a greedy one.
-    assert cost("evaluate_mixed_policy").amount == 60 * 65
+    # 712 problems, 64 answers each.
+    answers = [cost(f"answer_mixed_policy_{name}").amount for name in BENCHMARKS]
+    assert sum(amount for amount in answers if amount is not None) == 712 * 64

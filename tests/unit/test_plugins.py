@@ -100,16 +100,16 @@ def run(plugin: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ste
         "engine.name=counted",
         "filters.additional={answer_too_long: {max_chars: 1}}",
         "selection.score=least_difference",
-        "evaluation.grader=last_digit",
+        "evaluation.benchmarks.0.grader=last_digit",
         "launch.replicas=1",
         f"run_dir={folder}",
     ]
     only = [
-        "prompts_test",
+        "benchmark_arithmetic",
         "prompts_train",
         *(f"{kind}_low_temperature" for kind in ("sample", "filter", "score", "select")),
     ]
-    only += ["reference", "evaluate_student"]
+    only += ["reference_arithmetic", "answer_student_arithmetic", "grade_student_arithmetic"]
     command = [sys.executable, "-m", "dasd_megatron.cli.main", "launch", str(TOY / "recipe.yaml"), *overrides]
     done = subprocess.run(
         [*command, *(argument for step in only for argument in ("--only", step))],
@@ -203,10 +203,14 @@ def test_score(run: dict[str, Step]) -> None:
 
 
 def test_grader(run: dict[str, Step]) -> None:
-    for row in Artifact(run["evaluate_student"].folder).rows("answers"):
-        if row["correct"]:
-            assert row["finish_reason"] == "stop"
-    assert Artifact(run["evaluate_student"].folder).manifest["config"]["evaluation"]["grader"] == "last_digit"
+    graded = Artifact(run["grade_student_arithmetic"].folder)
+    references = {row["uuid"]: row["answer"] for row in Artifact(run["benchmark_arithmetic"].folder).rows("prompts")}
+    rows = list(graded.rows("answers"))
+    assert rows
+    for row in rows:
+        if row["extracted"] is not None:
+            assert row["correct"] == (row["extracted"] == references[row["uuid"]][-1:])
+    assert graded.manifest["config"]["grader"] == "last_digit"
 
 
 def test_step_kind(run: dict[str, Step], tmp_path: Path) -> None:

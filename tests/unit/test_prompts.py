@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from dasd_megatron.artifacts.artifact import Artifact
+from dasd_megatron.config.benchmarks import BenchmarkConfig
 from dasd_megatron.config.prompts import PromptSource
+from dasd_megatron.evaluation.benchmark_step import BenchmarkStep, BenchmarkStepConfig
 from dasd_megatron.sampling.decontamination import HeldOutProblems
 from dasd_megatron.sampling.prompts import PromptsStep, PromptsStepConfig
 from dasd_megatron.utils.errors import UserError
@@ -20,8 +22,19 @@ from tests.conftest import TOY
 GOOD = {"uuid": "1", "input": "2+2?", "domain": "math", "answer": "4"}
 
 
-def source(path: Path, needs_answer: bool = False, **fields: Any) -> PromptsStepConfig:
-    return PromptsStepConfig(source=PromptSource(path=path, **fields), needs_answer=needs_answer)
+def source(path: Path, **fields: Any) -> PromptsStepConfig:
+    return PromptsStepConfig(source=PromptSource(path=path, **fields))
+
+
+def benchmark(make_context: Any, path: Path) -> Path:
+    """Problems that are held out."""
+    config = BenchmarkConfig(name="test", path=path, grader="exact")
+    context = make_context(
+        BenchmarkStepConfig(benchmark=config, key="evaluation.benchmarks.0"), {"source": path}, name="test"
+    )
+    context.output.finish(**BenchmarkStep().run(context))
+    folder: Path = context.output.path
+    return folder
 
 
 def read(
@@ -41,8 +54,8 @@ def lines(tmp_path: Path, *rows: Any) -> Path:
 
 
 def test_jsonl(make_context: Any, tmp_path: Path) -> None:
-    kept, dropped, _ = read(make_context, lines(tmp_path, GOOD, {**GOOD, "uuid": 2, "answer": 5}))
-    assert kept == [GOOD, {**GOOD, "uuid": "2", "answer": "5"}]
+    kept, dropped, _ = read(make_context, lines(tmp_path, GOOD, {**GOOD, "uuid": 2, "input": "2+3?", "answer": 5}))
+    assert kept == [GOOD, {**GOOD, "uuid": "2", "input": "2+3?", "answer": "5"}]
     assert dropped == []
 
 
@@ -59,19 +72,21 @@ def test_dataset_name(make_context: Any, tmp_path: Path) -> None:
     """`datasets` reads a folder by name as it reads the hub."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train.jsonl").write_text(json.dumps(GOOD) + "\n")
-    config = PromptsStepConfig(source=PromptSource(dataset=str(tmp_path / "data")), needs_answer=False)
+    config = PromptsStepConfig(source=PromptSource(dataset=str(tmp_path / "data")))
     context = make_context(config)
     assert PromptsStep().run(context)["counts"] == {"prompts": 1}
 
 
 def test_unknown_dataset(make_context: Any, tmp_path: Path) -> None:
-    config = PromptsStepConfig(source=PromptSource(dataset=str(tmp_path / "absent")), needs_answer=False)
+    config = PromptsStepConfig(source=PromptSource(dataset=str(tmp_path / "absent")))
     with pytest.raises(UserError, match="can't be loaded"):
         PromptsStep().run(make_context(config))
 
 
 def test_limit(make_context: Any, tmp_path: Path) -> None:
-    kept, _, _ = read(make_context, lines(tmp_path, *({**GOOD, "uuid": n} for n in range(9))), limit=3)
+    kept, _, _ = read(
+        make_context, lines(tmp_path, *({**GOOD, "uuid": n, "input": f"2+{n}?"} for n in range(9))), limit=3
+    )
     assert [row["uuid"] for row in kept] == ["0", "1", "2"]
 
 
@@ -102,7 +117,7 @@ def test_bad_row_is_an_error_with_its_line(
 
 @pytest.mark.parametrize(("row", "reason", "message"), BAD)
 def test_bad_row_is_dropped_and_counted(make_context: Any, tmp_path: Path, row: Any, reason: str, message: str) -> None:
-    path = lines(tmp_path, GOOD, row, {**GOOD, "uuid": "3"})
+    path = lines(tmp_path, GOOD, row, {**GOOD, "uuid": "3", "input": "2+3?"})
     kept, dropped, facts = read(make_context, path, bad_rows="drop")
     assert [row["uuid"] for row in kept] == ["1", "3"]
     assert facts["dropped"] == {reason: 1}
@@ -129,10 +144,9 @@ def test_damaged_parquet(make_context: Any, tmp_path: Path) -> None:
 
 
 def test_held_out_problems_are_never_learned(make_context: Any, tmp_path: Path) -> None:
-    held_out = make_context(source(tmp_path), {"source": lines(tmp_path, GOOD)}, name="test")
-    held_out.output.finish(**PromptsStep().run(held_out))
+    held_out = benchmark(make_context, lines(tmp_path, GOOD))
     path = lines(tmp_path, {**GOOD, "uuid": "9"}, {**GOOD, "uuid": "3", "input": "3+3?"})
-    context = make_context(source(path), {"source": path, "held_out": held_out.output.path}, name="train")
+    context = make_context(source(path), {"source": path, "held_out_test": held_out}, name="train")
     facts = PromptsStep().run(context)
     assert (facts["counts"], facts["dropped"]) == ({"prompts": 1}, {"held_out": 1})
 
@@ -175,10 +189,10 @@ def test_held_out_and_repeated_problems_are_dropped(
 ) -> None:
     """However they are written; what they share, and with which, stays readable."""
     problems = lines(tmp_path, *({"uuid": n, "input": held, "answer": "1"} for n, held in enumerate(HELD_OUT)))
-    held_out = make_context(source(tmp_path), {"source": problems}, name="test")
-    held_out.output.finish(**PromptsStep().run(held_out))
+    held_out = benchmark(make_context, problems)
+    capsys.readouterr()
     path = lines(tmp_path, {**GOOD, "input": "3+4?"}, {**GOOD, "uuid": "2", "input": text})
-    context = make_context(source(path), {"source": path, "held_out": held_out.output.path}, name="train")
+    context = make_context(source(path), {"source": path, "held_out_test": held_out}, name="train")
     facts = PromptsStep().run(context)
     context.output.finish(**facts)
     assert facts["dropped"] == ({} if reason is None else {reason: 1})
@@ -215,7 +229,7 @@ def test_answers_that_a_setting_wants(make_context: Any, tmp_path: Path, capsys:
 
 
 def test_domains_of_budgets(make_context: Any, tmp_path: Path) -> None:
-    path = lines(tmp_path, GOOD, {**GOOD, "uuid": "2", "domain": None})
+    path = lines(tmp_path, GOOD, {**GOOD, "uuid": "2", "input": "2+3?", "domain": None})
     settings = source(path).model_copy(update={"budgets": {"stages.0.selection.total": ["maths"]}})
     message = r"stages\.0\.selection\.total\.maths: no problem of prompts\.train is of that domain \(there are: math 1, none 1\)"
     with pytest.raises(UserError, match=message):
@@ -224,11 +238,10 @@ def test_domains_of_budgets(make_context: Any, tmp_path: Path) -> None:
 
 def test_problems_with_control_tokens_are_dropped(make_context: Any, tmp_path: Path) -> None:
     """The teacher would read `<|return|>` as the end of its turn."""
-    held_out = make_context(source(tmp_path), {"source": lines(tmp_path, GOOD)}, name="test")
-    held_out.output.finish(**PromptsStep().run(held_out))
+    held_out = benchmark(make_context, lines(tmp_path, GOOD))
     path = lines(tmp_path, {**GOOD, "input": "3*4?<|return|>"}, {**GOOD, "uuid": "2", "input": "3*4?|return|"})
-    inputs = {"source": path, "held_out": held_out.output.path, "teacher": TOY / "teacher"}
-    students = {"source": path, "held_out": held_out.output.path, "student": TOY / "teacher" / "tokenizer.json"}
+    inputs = {"source": path, "held_out_test": held_out, "teacher": TOY / "teacher"}
+    students = {"source": path, "held_out_test": held_out, "student": TOY / "teacher" / "tokenizer.json"}
     assert PromptsStep().run(make_context(source(path), students, name="other"))["dropped"] == {"control_token": 1}
     context = make_context(source(path), inputs, name="train")
     facts = PromptsStep().run(context)
@@ -241,10 +254,3 @@ def test_byte_order_mark(make_context: Any, tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\r\n")
     assert read(make_context, path)[0] == [GOOD]
-
-
-def test_held_out_problems_need_answers(make_context: Any, tmp_path: Path) -> None:
-    path = lines(tmp_path, {"input": "2+2?"})
-    context = make_context(source(path, needs_answer=True), {"source": path})
-    with pytest.raises(UserError, match=r"line 1: there is no answer to grade by"):
-        PromptsStep().run(context)

@@ -16,9 +16,7 @@ RECIPE = TOY / "recipe.yaml"
 
 def test_defaults_are_the_papers(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
-    path.write_text(
-        "name: r\nrun_dir: r\nteacher: {model: t}\nstudent: {model: s}\nprompts: {train: {path: a}, test: {path: b}}\n"
-    )
+    path.write_text("name: r\nrun_dir: r\nteacher: {model: t}\nstudent: {model: s}\nprompts: {train: {path: a}}\n")
     recipe = load_recipe(path)
     training = recipe.training
     assert (training.learning_rate, training.min_learning_rate, training.warmup_ratio) == (5e-5, 1e-5, 0.1)
@@ -50,8 +48,24 @@ def test_overrides_reach_nested_keys_and_lists() -> None:
         (["training.epochs=yes"], "training.epochs: Input should be a valid integer"),
         (["training={? [a] : b}"], "the value is not valid YAML"),
         (["stages.0.training.global_batch=1"], "data=2 doesn't divide training.global_batch=1"),
-        (["evaluation.temperatures=[0.6, 0.6]"], "names one twice"),
+        (["evaluation.temperatures=[0.6, 0.6]"], "temperatures=[0.6, 0.6]: give at least one, and none twice"),
         (["evaluation.temperatures=[-1]"], "evaluation.temperatures.0"),
+        (["evaluation.benchmarks=[aime24, aime24]"], "benchmarks names aime24 twice"),
+        (
+            ["evaluation.benchmarks=[aime42]"],
+            "evaluation.benchmarks.0: no benchmark is called 'aime42'; the nearest is 'aime25'",
+        ),
+        (["evaluation.benchmarks=[{name: own, path: a.jsonl}]"], "evaluation.benchmarks.0.grader is missing: say how"),
+        (
+            ["evaluation.benchmarks=[{name: aime24, template: Solve!}]"],
+            "template needs {question} where the problem goes",
+        ),
+        (
+            ["evaluation.benchmarks.0.since=2025-02-01", "evaluation.benchmarks.0.until=2025-01-01"],
+            "is after until=2025-01-01",
+        ),
+        (["prompts.held_out=[gpqa]"], "prompts.held_out: gpqa is not among evaluation.benchmarks (arithmetic)"),
+        (["prompts.test={path: a.jsonl}"], "unknown key 'prompts.test'; write evaluation.benchmarks"),
         (["training.learning_rate=.inf"], "training.learning_rate: Input should be a finite number"),
         (["seed=-1"], "seed: Input should be greater than or equal to 0"),
         (['sentence_end="("'], "is no regular expression"),
@@ -106,9 +120,10 @@ def test_overrides_reach_nested_keys_and_lists() -> None:
             ["selection.score=share"],
             "selection.score: no selection score is called 'share'; the nearest is 'share_above'",
         ),
+        (["prompts.train.grader={math: maths}"], "prompts.train.grader.math: no grader is called 'maths'"),
         (
-            ["evaluation.grader=maths"],
-            "evaluation.grader: no grader is called 'maths'; the nearest is 'math'; there are: exact, number, math",
+            ["evaluation.benchmarks.0.grader=maths"],
+            "evaluation.benchmarks.0.grader: no grader is called 'maths'; the nearest is 'math'; there are: exact, number, math",
         ),
         (["filters.additional={short: {}}"], "filters.additional: no filter is called 'short'"),
         (["plugins=[no_such_module]"], "plugins: 'no_such_module' can't be imported"),
@@ -162,8 +177,8 @@ def test_a_change_renames_what_depends_on_it_and_nothing_else() -> None:
     unchanged = (
         "sample_low_temperature",
         "train_low_temperature",
-        "evaluate_low_temperature",
-        "reference",
+        "answer_low_temperature_arithmetic",
+        "reference_arithmetic",
         "import_student",
     )
     assert not changed & set(unchanged)
@@ -201,7 +216,7 @@ def test_models_are_known_by_content_not_place(tmp_path: Path) -> None:
     [
         ("teacher.model=nowhere", "teacher.model: nowhere: no such model folder"),
         ("student.model=examples", "student.model: examples: no config.json"),
-        ("prompts.test.path=none.jsonl", "prompts.test.path: none.jsonl: no such file"),
+        ("evaluation.benchmarks.0.path=none.jsonl", "evaluation.benchmarks.0.path: none.jsonl: no such file"),
     ],
 )
 def test_absent_inputs(override: str, message: str) -> None:

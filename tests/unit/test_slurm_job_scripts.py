@@ -129,7 +129,7 @@ def test_the_megatron_scorer_has_the_gpus_of_its_layout_and_trainings_image() ->
             "00:04:00 is no longer than the 300 seconds that it is told to stop before",
         ),
         (["launch.data.time='00:00:30'"], "00:00:30 is no longer than the 30 seconds that it is told to stop before"),
-        (["launch.steps={sample: {nodes: 2}}"], "launch.steps.sample: no such step; steps: prompts_test"),
+        (["launch.steps={sample: {nodes: 2}}"], "launch.steps.sample: no such step; steps: benchmark_arithmetic"),
         (["launch.data.image=other"], "the cluster file lists no image 'other' (images: training, sampling)"),
     ],
 )
@@ -223,11 +223,11 @@ def test_a_first_stage_is_stopped_by_what_it_has_shown_itself(tmp_path: Path, mo
 def test_jobs_wait_for_what_they_read_and_nothing_else() -> None:
     steps, recipe = steps_and_recipe()
     after = {job.step.name: job.after for job in jobs_of(recipe, steps, load_cluster(EXAMPLE))}
-    assert after["prompts_test"] == ()
+    assert after["benchmark_arithmetic"] == ()
     assert after["train_low_temperature"] == ("pack_low_temperature", "import_student")
     assert after["train_high_temperature"] == ("pack_high_temperature", "train_low_temperature")
     assert after["export_low_temperature"] == ("train_low_temperature",)
-    assert set(after["report"]) == {name for name in steps if name.startswith("evaluate_")}
+    assert set(after["report"]) == {name for name in steps if name.startswith("grade_")}
 
 
 def test_time_limits_are_slurms() -> None:

@@ -106,7 +106,7 @@ def test_a_stage_may_have_its_own_problems_and_budget(monkeypatch: pytest.Monkey
     assert set(changed) - set(plain) == {"prompts_low_temperature"}
     assert changed["sample_low_temperature"].source("prompts").name == "prompts_low_temperature"
     assert changed["sample_high_temperature"].source("prompts").name == "prompts_train"
-    assert set(changed["prompts_low_temperature"].inputs) == {"source", "held_out", "teacher", "student"}
+    assert set(changed["prompts_low_temperature"].inputs) == {"source", "held_out_arithmetic", "teacher", "student"}
     assert changed["prompts_low_temperature"].config.budgets == {"stages.0.selection.total": ["sum"]}
     assert not changed["prompts_train"].config.budgets
     low, high = (changed[f"select_{stage}"].config for stage in ("low_temperature", "high_temperature"))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dasd_megatron.config.base import Config
 from dasd_megatron.config.curation import FiltersConfig
+from dasd_megatron.config.prompts import Grader
 from dasd_megatron.curation.sentences import SentenceSplitter
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer
 
@@ -25,14 +26,14 @@ class FilterSetup:
         student: its tokenizer.
         splitter: splits a response into sentences.
         max_document_tokens: of a prompt with its response, in the student's tokens.
-        grader: which grader tells right answers; None where wrong ones are welcome.
+        grader: which grader tells right answers, of all or by domain; None where wrong ones are welcome.
     """
 
     limits: FiltersConfig
     student: ChatTokenizer
     splitter: SentenceSplitter
     max_document_tokens: int
-    grader: str | None = None
+    grader: Grader | None = None
 
 
 @dataclass(frozen=True)

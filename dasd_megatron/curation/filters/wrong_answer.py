@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dasd_megatron.curation.filters.filter import Filter, StudentView
-from dasd_megatron.grading.registry import is_right
+from dasd_megatron.grading.registry import grader_of, is_right
 
 
 class WrongAnswerFilter(Filter):
-    """The final answer differs from the problem's reference answer. Problems without one are let through."""
+    """The final answer differs from the problem's reference answer. Problems without one, or of a domain that isn't graded, are
+    let through."""
 
     def reason(self, response: StudentView) -> str | None:
         """`wrong_answer`."""
-        reference, grader = response.row["answer"], self.setup.grader
-        if grader is None or reference is None or is_right(response.text, reference, grader):
+        row, graders = response.row, self.setup.grader
+        grader = None if graders is None else grader_of(graders, row["domain"])
+        if grader is None or row["answer"] is None or is_right(response.text, row["answer"], grader):
             return None
         return "wrong_answer"

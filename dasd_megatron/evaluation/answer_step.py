@@ -1,4 +1,4 @@
-"""Step `evaluate`: one model on held-out problems: accuracy, greedy and avg@k, and alignment with the teacher.
+"""Step `answer`: a model's answers to the problems of a benchmark, and its alignment with the teacher there. Nothing is graded.
 
 Alignment is KL(teacher || model) in nats a response, estimated over the teacher's own samples: the teacher's log-probability
 of a response less the model's, over the same text. It needs no shared vocabulary.
@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import ArrayLike
 
-from dasd_megatron.config.evaluation import EvaluationConfig
+from dasd_megatron.config.base import Positive, Temperature
 from dasd_megatron.config.models import ModelConfig
-from dasd_megatron.grading.registry import is_right
+from dasd_megatron.evaluation.measures import mean_and_error
 from dasd_megatron.sampling.engine_step import EngineStepConfig, EngineWork, open_engine
 from dasd_megatron.sampling.engines.engine import Engine, Request, Sample
 from dasd_megatron.sampling.sampling_step import SamplingStepKind, SamplingWork, ShardItems
@@ -35,112 +34,123 @@ ANSWERS = pa.schema(
         ("domain", pa.string()),
         ("temperature", pa.float32()),
         ("sample_index", pa.int32()),
-        ("correct", pa.bool_()),
         ("finish_reason", pa.string()),
         ("tokens", pa.int32()),
-        ("text", pa.string()),
+        ("text", pa.string()),  # canonical
     ]
 )
 ALIGNMENT = pa.schema([("uuid", pa.string()), ("teacher_logprob", pa.float64()), ("model_logprob", pa.float64())])
 GREEDY = 0.0
 
 
-class EvaluateConfig(EngineStepConfig):
-    """Config of a step `evaluate`."""
+class AnswerConfig(EngineStepConfig):
+    """Config of a step `answer`."""
 
     model: ModelConfig
     teacher: ModelConfig
-    # Whether the model is the teacher, whose own tokens need no translation.
+    # Whether the model is the teacher, whose own tokens need no translation; and whether it is measured how far the model is
+    # from the teacher.
     is_teacher: bool
-    evaluation: EvaluationConfig
+    aligned: bool
+    temperatures: list[Temperature]
+    samples: Positive
+    max_tokens: Positive
+    answers_per_shard: Positive
     seed: int
 
 
-class EvaluateStep(SamplingStepKind[EvaluateConfig]):
+class AnswerStep(SamplingStepKind[AnswerConfig]):
     """Reads `prompts` and, if the teacher is measured, its responses to them, `reference`, and runs `model`.
 
-    A shard is `problems_per_shard` problems and the reference responses to the same problems.
+    A shard is `answers_per_shard` answers, to as many problems as that takes.
     """
 
-    name = "evaluate"
+    name = "answer"
     command = "evaluate"
     table = "answers"
     schema = ANSWERS
 
-    def shard_count(self, context: StepContext[EvaluateConfig]) -> int:
-        """Shards of the problems."""
-        return math.ceil(len(_problems(context)) / context.config.evaluation.problems_per_shard)
+    def shard_count(self, context: StepContext[AnswerConfig]) -> int:
+        """Shards of the answers."""
+        return _shards(context.config, context.artifact("prompts").row_count("prompts"))
 
-    def load(self, context: StepContext[EvaluateConfig]) -> SamplingWork[Request, Sample]:
+    def load(self, context: StepContext[AnswerConfig]) -> SamplingWork[Request, Sample]:
         """Loads the engine; scores a shard's reference responses, and asks for its answers."""
-        size = context.config.evaluation.problems_per_shard
-        problems, reference = _problems(context), context.artifact("reference") if _has_reference(context) else None
-        evaluator = Evaluator(context)
+        size, answerer = context.config.answers_per_shard, _Answerer(context)
+        reference = context.artifact("reference") if context.config.aligned else None
+        questions = answerer.questions()
 
         def items(shard: int) -> ShardItems[Request, Sample]:
             responses: list[dict[str, Any]] = []
             if reference is not None and shard < len(reference.shards("responses")):
                 responses = reference.read("responses", shard=shard).to_pylist()
-            asked = evaluator.questions(problems[shard * size : (shard + 1) * size])
+            asked = [answerer.asked(*question) for question in questions[shard * size : (shard + 1) * size]]
             return ShardItems(
                 [question.request for question in asked],
-                lambda numbers, samples: evaluator.graded([asked[number] for number in numbers], samples),
-                {"alignment": evaluator.alignment(responses)},
+                lambda numbers, samples: answerer.answers([asked[number] for number in numbers], samples),
+                {"alignment": answerer.alignment(responses)},
             )
 
-        return SamplingWork(evaluator.engine.generate, evaluator.engine.tokens_in_flight, items)
+        return SamplingWork(answerer.engine.generate, answerer.engine.tokens_in_flight, items)
 
-    def summarize(self, context: StepContext[EvaluateConfig]) -> dict[str, Any]:
-        """Accuracy by way of decoding, and alignment, with standard errors."""
-        answers = pa.concat_tables(list(context.output.tables(self.table)))
-        accuracy = {}
-        for temperature in _temperatures(context.config.evaluation):
-            chosen = answers.filter(pc.equal(answers["temperature"], pa.scalar(temperature, pa.float32())))
-            by_problem = chosen.group_by("uuid").aggregate([("correct", "mean")])["correct_mean"]
-            accuracy[_name(temperature)] = mean_and_error(by_problem.to_numpy())
-        counts = {"problems": len(_problems(context)), "answers": len(answers)}
-        if not _has_reference(context):
-            return {"counts": counts, "accuracy": accuracy}
+    def summarize(self, context: StepContext[AnswerConfig]) -> dict[str, Any]:
+        """How many answers there are, how many were cut off, and how far the model is from the teacher."""
+        answers, tokens, truncated = 0, 0, 0
+        for table in context.output.tables(self.table, ["tokens", "finish_reason"]):
+            answers += len(table)
+            tokens += pc.sum(table["tokens"]).as_py() or 0
+            truncated += pc.sum(pc.equal(table["finish_reason"], "length")).as_py() or 0
+        problems = context.artifact("prompts").row_count("prompts")
+        counts = {"problems": problems, "answers": answers, "tokens": tokens, "truncated": truncated}
+        if not context.config.aligned:
+            return {"counts": counts}
         aligned = pa.concat_tables(list(context.output.tables("alignment")))
         if not len(aligned):
             raise UserError(
-                f"{context.name}: not one of the teacher's responses to held-out problems ended within sampling.max_tokens, so "
+                f"{context.name}: not one of the teacher's responses to these problems ended within sampling.max_tokens, so "
                 "there is nothing to measure alignment on; raise it"
             )
         difference = np.asarray(aligned["teacher_logprob"]) - np.asarray(aligned["model_logprob"])
         counts["reference"] = len(aligned)
-        return {"counts": counts, "accuracy": accuracy, "alignment": mean_and_error(difference)}
+        return {"counts": counts, "alignment": mean_and_error(difference)}
 
-    def shards(self, config: EvaluateConfig, inputs: InputEstimates) -> int:
-        """Shards of the problems."""
-        return math.ceil(inputs.prompts("prompts") / config.evaluation.problems_per_shard)
+    def shards(self, config: AnswerConfig, inputs: InputEstimates) -> int:
+        """Shards of the answers."""
+        return _shards(config, inputs.prompts("prompts"))
 
-    def cost(self, config: EvaluateConfig, inputs: InputEstimates) -> Cost:
+    def cost(self, config: AnswerConfig, inputs: InputEstimates) -> Cost:
         """The answers' text."""
         answers, reference = _expected_answers(config, inputs), _reference(config, inputs)
         read = answers.count * answers.prompt + (0.0 if reference is None else reference.tokens)
         written = answers.count * answers.response
         return Cost(answers.count, "answers", read, written, evaluates=True, bytes=written * TEXT)
 
-    def work(self, config: EvaluateConfig, inputs: InputEstimates) -> EngineWork:
+    def work(self, config: AnswerConfig, inputs: InputEstimates) -> EngineWork:
         """Decodes every answer, and scores the reference responses."""
         return EngineWork(scored=_reference(config, inputs), decoded=_expected_answers(config, inputs))
 
 
-def _expected_answers(config: EvaluateConfig, inputs: InputEstimates) -> Documents:
-    """One greedy answer to each problem, and the sampled ones."""
-    settings, problems = config.evaluation, inputs.prompts("prompts")
-    answers = problems * (1 + len(settings.temperatures) * settings.samples)
-    return responses_of(problems, answers, settings.max_tokens, inputs.expected)
+def _answers_a_problem(config: AnswerConfig) -> int:
+    return sum(1 if temperature == GREEDY else config.samples for temperature in config.temperatures)
 
 
-def _reference(config: EvaluateConfig, inputs: InputEstimates) -> Documents | None:
+def _shards(config: AnswerConfig, problems: float) -> int:
+    return math.ceil(problems * _answers_a_problem(config) / config.answers_per_shard)
+
+
+def _expected_answers(config: AnswerConfig, inputs: InputEstimates) -> Documents:
+    """All of them."""
+    problems = inputs.prompts("prompts")
+    return responses_of(problems, problems * _answers_a_problem(config), config.max_tokens, inputs.expected)
+
+
+def _reference(config: AnswerConfig, inputs: InputEstimates) -> Documents | None:
     """The teacher's responses, where there are any."""
-    return inputs.documents("reference") if config.evaluation.teacher else None
+    return inputs.documents("reference") if config.aligned else None
 
 
 @dataclass(frozen=True)
-class Question:
+class _Question:
     """A problem, asked once."""
 
     problem: Mapping[str, Any]
@@ -148,49 +158,52 @@ class Question:
     request: Request
 
 
-class Evaluator:
+class _Answerer:
     """A model, loaded, with what it takes to question it."""
 
-    def __init__(self, context: StepContext[EvaluateConfig]) -> None:
+    def __init__(self, context: StepContext[AnswerConfig]) -> None:
         self._config = context.config
+        self._problems = context.artifact("prompts").read("prompts", ["uuid", "input", "domain"]).to_pylist()
         self._tokenizer = open_tokenizer(context.inputs["model"], context.config.model)
         self._format = response_format(context.config.model.response_format, self._tokenizer)
         teacher = open_tokenizer(context.inputs["teacher"], context.config.teacher)
         self._teacher_format = response_format(context.config.teacher.response_format, teacher)
         self.engine: Engine = open_engine(context)
 
-    def questions(self, problems: Sequence[Mapping[str, Any]]) -> list[Question]:
-        """Each problem greedily, and sampled."""
-        settings, asked = self._config.evaluation, []
-        prompts = {problem["uuid"]: self._tokenizer.prompt_ids(problem["input"]) for problem in problems}
-        for temperature in _temperatures(settings):
-            for problem in problems:
-                for index in range(1 if temperature == GREEDY else settings.samples):
-                    request = Request(
-                        prompts[problem["uuid"]],
-                        seed=sample_seed(self._config.seed, "evaluate", temperature, problem["uuid"], index),
-                        max_tokens=settings.max_tokens,
-                        temperature=temperature,
-                        top_p=1.0,
-                        stop_ids=self._tokenizer.stop_ids,
-                    )
-                    asked.append(Question(problem, index, request))
-        return asked
+    def questions(self) -> list[tuple[Mapping[str, Any], float, int]]:
+        """Problem, temperature and number of each answer, in their order: a problem's stand together, and share its prompt."""
+        config = self._config
+        return [
+            (problem, temperature, index)
+            for temperature in config.temperatures
+            for problem in self._problems
+            for index in range(1 if temperature == GREEDY else config.samples)
+        ]
 
-    def graded(self, questions: Sequence[Question], samples: Sequence[Sample]) -> pa.Table:
-        """Graded answers."""
+    def asked(self, problem: Mapping[str, Any], temperature: float, index: int) -> _Question:
+        """The request for an answer; its seed depends on nothing but what it is."""
+        request = Request(
+            self._tokenizer.prompt_ids(problem["input"]),
+            seed=sample_seed(self._config.seed, "evaluate", temperature, problem["uuid"], index),
+            max_tokens=self._config.max_tokens,
+            temperature=temperature,
+            top_p=1.0,
+            stop_ids=self._tokenizer.stop_ids,
+        )
+        return _Question(problem, index, request)
+
+    def answers(self, questions: Sequence[_Question], samples: Sequence[Sample]) -> pa.Table:
+        """Rows of the table."""
         rows = []
         for question, sample in zip(questions, samples, strict=True):
-            problem, stopped = question.problem, sample.finish_reason == "stop"
+            stopped = sample.finish_reason == "stop"
             response = self._format.parse(question.request.prompt_ids, [], sample.token_ids, stopped)
-            right = stopped and is_right(response.text, problem["answer"], self._config.evaluation.grader)
             rows.append(
                 {
-                    "uuid": problem["uuid"],
-                    "domain": problem["domain"],
+                    "uuid": question.problem["uuid"],
+                    "domain": question.problem["domain"],
                     "temperature": question.request.temperature,
                     "sample_index": question.sample_index,
-                    "correct": right,
                     "finish_reason": sample.finish_reason,
                     "tokens": len(sample.token_ids),
                     "text": response.text,
@@ -221,27 +234,3 @@ class Evaluator:
     def _in_own_tokens(self, question: str, text: str) -> tuple[list[int], list[int]]:
         prompt_ids = self._tokenizer.prompt_ids(question)
         return prompt_ids, response_tokens(self._tokenizer, [(prompt_ids, text)])[0][0].tolist()
-
-
-def mean_and_error(values: ArrayLike) -> dict[str, float]:
-    """Mean over problems and its standard error."""
-    array = np.asarray(values, dtype=np.float64)
-    error = array.std(ddof=1) / np.sqrt(len(array)) if len(array) > 1 else 0.0
-    return {"mean": float(array.mean()), "standard_error": float(error)}
-
-
-def _has_reference(context: StepContext[EvaluateConfig]) -> bool:
-    return context.config.evaluation.teacher
-
-
-def _problems(context: StepContext[EvaluateConfig]) -> list[dict[str, Any]]:
-    problems: list[dict[str, Any]] = context.artifact("prompts").read("prompts").to_pylist()
-    return problems
-
-
-def _temperatures(settings: EvaluationConfig) -> list[float]:
-    return [GREEDY, *settings.temperatures]
-
-
-def _name(temperature: float) -> str:
-    return "greedy" if temperature == GREEDY else f"{temperature:g}"

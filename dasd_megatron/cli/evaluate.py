@@ -93,11 +93,11 @@ def _recipe(args: argparse.Namespace, output: Path) -> dict[str, Any]:
     for text in args.benchmark:
         name, _, path = text.partition("=")
         benchmarks.append(
-            {"name": name, **({"path": path} if path else {}), **({"limit": args.limit} if args.limit else {})}
+            {"name": name, **({"path": path} if path else {}), **({} if args.limit is None else {"limit": args.limit})}
         )
     evaluation: dict[str, Any] = {"teacher": False, "benchmarks": benchmarks}
     for key, value in (("samples", args.samples), ("temperatures", args.temperature), ("max_tokens", args.max_tokens)):
-        if value:
+        if value not in (None, []):
             evaluation[key] = value
     engine: dict[str, Any] = {"name": args.engine}
     if args.endpoint:

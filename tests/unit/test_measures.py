@@ -98,7 +98,7 @@ def test_majority(answers: list[tuple[bool, str | None]], expected: float) -> No
 
 @pytest.mark.parametrize(("problems", "samples"), [(30, 64), (60, 16), (198, 8)])
 def test_intervals_cover(problems: int, samples: int) -> None:
-    """The true mean lies in 95% of the intervals, for problems and answers that are drawn anew each time."""
+    """The true mean lies in 95% of the intervals, for problems and answers drawn independently in each trial."""
     random, trials = np.random.default_rng(problems), 4000
     chances = random.beta(1.2, 0.8, (trials, problems))
     means = random.binomial(samples, chances) / samples

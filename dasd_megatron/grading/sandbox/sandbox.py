@@ -277,7 +277,7 @@ def _memory_file(stack: contextlib.ExitStack, content: bytes) -> int:
 def _files_in_tmp(pid: int) -> int:
     """Of the sandbox whose first process this is."""
     try:
-        found = os.statvfs(f"/proc/{pid}/root/tmp")
+        found = os.statvfs(Path("/proc", str(pid), "root", "tmp"))
     except OSError:
         return 0
     return found.f_files - found.f_ffree

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -17,8 +18,8 @@ from tests.helpers.documentation import PAGES, command_lines, name_of
 from tests.helpers.published_models import published_model
 from tests.helpers.small_run import SMALL
 
-# The reader's own files and folders, in place of which nothing stands.
-PLACEHOLDERS = re.compile(r"^my\.yaml$|^cluster\.yaml$|^[A-Z][A-Z_]+$|^\[--|^(?!https?:).*=my\.")
+# The reader's own files and folders, in place of which nothing stands, and benchmarks that the hub has.
+PLACEHOLDERS = re.compile(r"^my\.yaml$|^cluster\.yaml$|^[A-Z][A-Z_]+$|^\[--|^(?!https?:).*=my\.|^aime24$")
 # These would take minutes to hours; that they start is what is checked.
 BENCHMARK = re.compile(r"`python (?:-m )?(benchmarks[./]\w+)")
 
@@ -53,6 +54,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         published_model(folder / "models", model)
     (folder / "data").mkdir()
     (folder / "data" / "aime.jsonl").touch()
+    (folder / "responses.jsonl").write_text(json.dumps({"response": "It is \\boxed{4}.", "answer": "4"}) + "\n")
     return folder
 
 

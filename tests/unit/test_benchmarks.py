@@ -82,6 +82,7 @@ def test_aime(read: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert BENCHMARKS.get("aime24").max_tokens == BENCHMARKS.get("aime25").max_tokens == 102_400
 
 
+@pytest.mark.sandbox
 def test_human_eval(read: Any, tmp_path: Path) -> None:
     (problem,), _ = read("humaneval", jsonl(tmp_path / "h.jsonl", [HUMAN_EVAL]))
     assert "Complete the following Python function." in problem["input"]
@@ -115,6 +116,7 @@ def test_gold_letters_are_spread() -> None:
     assert min(letters.values()) > 70
 
 
+@pytest.mark.sandbox
 def test_livecodebench(read: Any, tmp_path: Path) -> None:
     """Its data set is a script, which `datasets` refuses: its lines are read, packed tests and all."""
     rows = [problem.row() for problem in (*STDIN[:3], *FUNCTIONS[:3])]

@@ -121,6 +121,18 @@ def test_without_the_second_layer(host: Host, name: str, monkeypatch: pytest.Mon
     attempt(host, {**NETWORK, **{name: program for name, (program, _) in GREEDY.items()}}[name])
 
 
+def test_an_end_at_the_moment_of_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that has just ended when it is to be ended is no failure of the sandbox."""
+
+    def watch(run: sandbox._Run) -> None:
+        os.waitid(os.P_PID, run.process.pid, os.WEXITED | os.WNOWAIT)
+        run.has_started, run.ended_by = True, "cpu_time"
+
+    run_program("", b"")  # the check that there is a sandbox is over
+    monkeypatch.setattr(sandbox._Run, "watch", watch)
+    assert run_program("", b"").end == "cpu_time"
+
+
 def test_system_calls_are_refused() -> None:
     program = (
         "import os, socket\n"

@@ -251,10 +251,10 @@ class _Run:
 
     def _kill(self) -> None:
         """With the first process of their PID space they all end."""
-        if self.pid is not None:
+        # Not Popen.kill, which would first wait for a process that has just ended: what it used would be lost.
+        for pid in filter(None, (self.pid, self.process.pid)):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
-        self.process.kill()
+                os.kill(pid, signal.SIGKILL)
 
     def outcome(self) -> Outcome:
         """How it ended."""

@@ -38,7 +38,13 @@ settings.load_profile("default")
 
 
 # Tests that wait much and share an undisturbed run: one process takes them, and the others' tests run meanwhile.
-TOGETHER = ("tests/slurm/", "tests/integration/test_pipeline_run.py", "tests/integration/test_existing_responses.py")
+TOGETHER = (
+    "tests/slurm/",
+    "tests/integration/test_pipeline_run.py",
+    "tests/integration/test_existing_responses.py",
+    "tests/integration/test_report_page.py",
+    "tests/integration/test_release.py",
+)
 # Fixtures that need root.
 ROOT_ONLY = {"small_disk"}
 

@@ -20,10 +20,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dasd_megatron.cli.exit_code import exit_code_of
 from dasd_megatron.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from dasd_megatron.evaluation.gate import Baseline
 
 
 def main(prog: str, arguments: Sequence[str]) -> int:
@@ -107,7 +110,7 @@ def _recipe(args: argparse.Namespace, output: Path) -> dict[str, Any]:
     return {**recipe, "engine": engine, "evaluation": evaluation}
 
 
-def _compare(output: str, baseline: Any, tolerance: float) -> int:
+def _compare(output: str, baseline: Baseline, tolerance: float) -> int:
     """Prints each comparison; 1 where one of them is worse."""
     from dasd_megatron.evaluation.gate import comparisons, read_scores
 

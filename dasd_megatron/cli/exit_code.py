@@ -8,17 +8,21 @@ from collections.abc import Callable
 from dasd_megatron.utils.errors import Stopped, UserError
 
 
-def exit_code_of(run: Callable[[], int]) -> int:
-    """Runs a command; what a user can do something about becomes one message and an exit code."""
+def exit_code_of(run: Callable[[], int], stopped: str = "stopped; the same command resumes from here") -> int:
+    """Runs a command; what a user can do something about becomes one message and an exit code.
+
+    Args:
+        stopped: what to say at Ctrl-C.
+    """
     try:
         return run()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except Stopped as stopped:
-        if stopped.args:
-            print(stopped, file=sys.stderr)
+    except Stopped as signal:
+        if signal.args:
+            print(signal, file=sys.stderr)
         return Stopped.EXIT_CODE
     except KeyboardInterrupt:
-        print("stopped; the same command resumes from here", file=sys.stderr)
+        print(stopped, file=sys.stderr)
         return 130

@@ -41,7 +41,9 @@ def main(prog: str, arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--workers", type=_count, default=os.cpu_count() or 1, help="processes; default: one a CPU")
     args = parser.parse_args(arguments)
-    return exit_code_of(lambda: _run(args.file, args.grader, args.plugin, args.workers))
+    return exit_code_of(
+        lambda: _run(args.file, args.grader, args.plugin, args.workers), "stopped; what is printed is graded"
+    )
 
 
 def _run(path: Path, grader: str, plugins: list[str], workers: int) -> int:

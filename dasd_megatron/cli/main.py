@@ -20,6 +20,7 @@ COMMANDS = {
     "curate": "run one step that filters, selects or packs responses",
     "evaluate": "measure a model on benchmarks, or run one step of a recipe that measures",
     "grade": "grade responses that are in a file already",
+    "release": "make folders of a finished run that can be published, and upload them",
     "settings": "print every setting of a recipe with its default and its meaning",
 }
 

@@ -24,10 +24,12 @@ class SentenceProbabilities:
     Attributes:
         teacher: [sentences], geometric mean of the teacher's token probabilities.
         student: [sentences], the same of the student's own tokens.
+        numbers: [sentences], which of the response's sentences they are.
     """
 
     teacher: NDArray[np.float64]
     student: NDArray[np.float64]
+    numbers: NDArray[np.int64]
 
     @property
     def difference(self) -> NDArray[np.float64]:
@@ -69,7 +71,8 @@ def sentence_probabilities(
     both = ~(np.isnan(teacher) | np.isnan(student))
     # A probability of exactly 0 (underflow) would make the log-ratio infinite.
     tiny = np.finfo(np.float64).tiny
-    return SentenceProbabilities(np.maximum(np.exp(teacher[both]), tiny), np.maximum(np.exp(student[both]), tiny))
+    found = [np.maximum(np.exp(side[both]), tiny) for side in (teacher, student)]
+    return SentenceProbabilities(found[0], found[1], np.flatnonzero(both))
 
 
 def _markup(text: str) -> list[tuple[int, int]]:

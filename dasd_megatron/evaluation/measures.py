@@ -16,9 +16,8 @@ import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
 
 LEVEL = 0.95
-# Of all answers at a temperature: those that were cut off, in which no answer was found, and whose program took too long.
+# Of all answers at a temperature: those in which no answer was found, and whose program took too long.
 _SHARES = {
-    "truncated": ("truncated",),
     "unextracted": ("no_answer", "not_extracted"),
     "timed_out": ("timed_out",),
 }
@@ -35,6 +34,12 @@ def mean_and_error(values: ArrayLike) -> dict[str, float]:
     error = float(array.std(ddof=1) / np.sqrt(count))
     width = float(t.ppf((1 + LEVEL) / 2, count - 1)) * error
     return {"mean": mean, "standard_error": error, "low": mean - width, "high": mean + width}
+
+
+def _share(values: ArrayLike) -> dict[str, float]:
+    """`mean_and_error` of shares: its interval has nothing below 0 or above 1."""
+    found = mean_and_error(values)
+    return {**found, "low": max(found["low"], 0.0), "high": min(found["high"], 1.0)}
 
 
 def measure(answers: pa.Table) -> dict[str, Any]:
@@ -63,23 +68,21 @@ def _of_one_temperature(answers: pa.Table) -> dict[str, Any]:
         extracted.setdefault(row["uuid"], []).append(row["extracted"])
     samples = max(map(len, correct.values()))
     reasons = Counter(answers["reason"].to_pylist())
-    cut = pc.sum(pc.equal(answers["finish_reason"], "length")).as_py() or 0
+    truncated = pc.sum(pc.equal(answers["finish_reason"], "length")).as_py() or 0
     measured: dict[str, Any] = {
         "samples": samples,
-        "accuracy": mean_and_error([np.mean(values) for values in correct.values()]),
+        "accuracy": _share([np.mean(values) for values in correct.values()]),
         "tokens": mean_and_error(_mean_tokens(answers)),
-        **{
-            name: (cut if name == "truncated" else sum(reasons[reason] for reason in of)) / len(answers)
-            for name, of in _SHARES.items()
-        },
+        "truncated": truncated / len(answers),
+        **{name: sum(reasons[reason] for reason in of) / len(answers) for name, of in _SHARES.items()},
     }
     if samples > 1:
         powers = [2**n for n in range(1, samples.bit_length()) if 2**n <= samples]
         measured["pass"] = {
-            str(k): mean_and_error([pass_at(sum(values), len(values), k) for values in correct.values()])
+            str(k): _share([pass_at(sum(values), len(values), k) for values in correct.values()])
             for k in sorted({*powers, samples})
         }
-        measured["majority"] = mean_and_error([majority(correct[uuid], extracted[uuid]) for uuid in correct])
+        measured["majority"] = _share([majority(correct[uuid], extracted[uuid]) for uuid in correct])
     return measured
 
 

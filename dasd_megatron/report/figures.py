@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 INK, GRID = "#334155", "#e2e8f0"
 COLORS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#64748b")
@@ -46,22 +47,30 @@ def accuracy_by_stage(measures: Mapping[str, Mapping[str, Mapping[str, Any]]]) -
     width = 0.8 / len(temperatures)
     for index, temperature in enumerate(temperatures):
         found = [row[temperature]["accuracy"] for row in measures.values()]
-        means = np.array([100 * row["mean"] for row in found])
-        low, high = (np.array([100 * row[name] for row in found]) for name in ("low", "high"))
         places = np.arange(len(measures)) + (index - (len(temperatures) - 1) / 2) * width
-        axes.bar(
-            places,
-            means,
-            width * 0.92,
-            yerr=np.stack([means - low, high - means]),
-            color=COLORS[index % len(COLORS)],
-            label=temperature if temperature == "greedy" else f"T={temperature}",
-            error_kw={"ecolor": INK},
-        )
+        label = temperature if temperature == "greedy" else f"T={temperature}"
+        _bars(axes, places, found, width * 0.92, COLORS[index % len(COLORS)], label)
     axes.set_xticks(range(len(measures)), [_label(name) for name in measures])
     axes.set_ylabel("accuracy, % (95% interval)")
     axes.set_ylim(0, 105)
     axes.legend(ncols=len(temperatures), loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    axes.grid(axis="x", visible=False)
+    return _svg(figure)
+
+
+def accuracy_by_benchmark(measures: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]) -> str:
+    """Bars of accuracy at the highest temperature with their intervals, one group a benchmark, one bar a model."""
+    figure, axes = _figure(width=13.4)
+    models = list(next(iter(measures.values())))
+    width = 0.8 / len(models)
+    for index, model in enumerate(models):
+        found = [list(rows[model].values())[-1]["accuracy"] for rows in measures.values()]
+        places = np.arange(len(measures)) + (index - (len(models) - 1) / 2) * width
+        _bars(axes, places, found, width * 0.92, COLORS[index % len(COLORS)], _label(model, " "))
+    axes.set_xticks(range(len(measures)), list(measures))
+    axes.set_ylabel("accuracy, % (95% interval)")
+    axes.set_ylim(0, 105)
+    axes.legend(ncols=len(models), loc="lower center", bbox_to_anchor=(0.5, 1.0))
     axes.grid(axis="x", visible=False)
     return _svg(figure)
 
@@ -203,8 +212,17 @@ def seconds_by_step(seconds: Mapping[str, float]) -> str:
     return _svg(figure)
 
 
-def _figure(height: float = 3.8) -> tuple[Figure, Axes]:
-    figure, axes = plt.subplots(figsize=(6.4, height), layout="constrained")
+def _bars(
+    axes: Axes, places: NDArray[Any], measured: Sequence[Mapping[str, float]], width: float, color: str, label: str
+) -> None:
+    """Means in percent with their intervals."""
+    means, low, high = (np.array([100 * row[name] for row in measured]) for name in ("mean", "low", "high"))
+    error = np.stack([means - low, high - means])
+    axes.bar(places, means, width, yerr=error, color=color, label=label, error_kw={"ecolor": INK})
+
+
+def _figure(height: float = 3.8, width: float = 6.4) -> tuple[Figure, Axes]:
+    figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
     return figure, axes
 
 

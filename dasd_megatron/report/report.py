@@ -13,6 +13,10 @@ from jinja2 import Environment, FileSystemLoader
 from dasd_megatron import __version__
 from dasd_megatron.artifacts.artifact import Artifact
 from dasd_megatron.artifacts.training_files import METRICS
+from dasd_megatron.report.reader.benchmark_view import benchmark_view
+from dasd_megatron.report.reader.content import View, embedded
+from dasd_megatron.report.reader.mixed_policy_view import mixed_policy_view
+from dasd_megatron.report.reader.selection_view import selection_view
 from dasd_megatron.report.summary import scores, summarize
 from dasd_megatron.steps.step import StepConfig, StepContext, StepKind
 from dasd_megatron.utils.files import write_atomically, write_json
@@ -20,6 +24,8 @@ from dasd_megatron.utils.files import write_atomically, write_json
 PAGE, SUMMARY, SCORES = "report.html", "summary.json", "scores.json"
 # Responses a temperature in the density figure; more would change no pixel.
 MAX_RESPONSES = 20_000
+# Responses to read, in all; at up to 16,000 characters each the page stays below 20 MB.
+MAX_READ = 2_000
 # Of p_T - p_S, as the manifests of `select` name them: quantiles, and thresholds with the share that they would call Teacher.
 QUANTILES, THRESHOLDS = ("0.05", "0.25", "0.5", "0.75", "0.95"), ("0.1", "0.3", "0.5", "0.7")
 
@@ -45,18 +51,19 @@ class ReportStep(StepKind[ReportConfig]):
         summary = summarize(artifacts, context.config.models, context.config.benchmarks)
         write_json(context.output.path / SUMMARY, summary)
         write_json(context.output.path / SCORES, scores(artifacts, context.config.models, context.config.benchmarks))
-        page = _page(context.config.title, artifacts, summary)
+        page = _page(context.config, artifacts, summary)
         write_atomically(context.output.path / PAGE, lambda file: file.write(page))
         return {"counts": {"models": len(context.config.models), "benchmarks": len(context.config.benchmarks)}}
 
 
-def _page(title: str, artifacts: Mapping[str, Artifact], summary: Mapping[str, Any]) -> bytes:
+def _page(config: ReportConfig, artifacts: Mapping[str, Artifact], summary: Mapping[str, Any]) -> bytes:
     """The HTML page."""
     template = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template("page.html")
     return template.render(
-        title=title,
+        title=config.title,
         version=__version__,
         summary=summary,
+        overview=_overview(summary),
         figures=_figures(artifacts, summary),
         quantiles=QUANTILES,
         thresholds=THRESHOLDS,
@@ -64,7 +71,28 @@ def _page(title: str, artifacts: Mapping[str, Artifact], summary: Mapping[str, A
             name.removeprefix("select_"): artifact.manifest for name, artifact in _of_kind(artifacts, "select").items()
         },
         steps={name: artifact.manifest for name, artifact in artifacts.items()},
+        reader=embedded(views) if (views := _views(config, artifacts)) else "",
     ).encode()
+
+
+def _views(config: ReportConfig, artifacts: Mapping[str, Artifact]) -> list[View]:
+    """What the reader shows: benchmarks, then stages, each as many responses."""
+    sampled = [stage for stage in config.stages if f"select_{stage}" in artifacts]
+    mixed = [stage for stage in config.stages if stage not in sampled]
+    share = MAX_READ // max(len(config.benchmarks) + len(config.stages), 1)
+    return [
+        *(benchmark_view(artifacts, config.models, benchmark, share) for benchmark in config.benchmarks),
+        *(selection_view(artifacts, stage, share) for stage in sampled),
+        *(mixed_policy_view(artifacts, stage, share) for stage in mixed),
+    ]
+
+
+def _overview(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Of more than one benchmark, SVG by title: all of them at once."""
+    from dasd_megatron.report import figures  # matplotlib
+
+    measures = {benchmark: facts["measures"] for benchmark, facts in summary["benchmarks"].items()}
+    return {"Accuracy by benchmark and stage": figures.accuracy_by_benchmark(measures)} if len(measures) > 1 else {}
 
 
 def _figures(artifacts: Mapping[str, Artifact], summary: Mapping[str, Any]) -> dict[str, str]:

@@ -39,6 +39,7 @@ def test_help_lists_the_subcommands(capsys: pytest.CaptureFixture[str]) -> None:
         "curate",
         "evaluate",
         "grade",
+        "release",
         "settings",
     ]
     assert all(f"  {name}" in shown for name in COMMANDS)

@@ -30,7 +30,7 @@ def a_candidate(
 ) -> Candidate:
     nothing = np.zeros(0)
     return Candidate(
-        sentences or SentenceProbabilities(nothing, nothing),
+        sentences or SentenceProbabilities(nothing, nothing, nothing.astype(int)),
         np.array(logprobs or [-0.1], np.float32),
         np.array(ranks or [1], np.uint8),
         brier,
@@ -38,7 +38,7 @@ def a_candidate(
 
 
 def test_kinds_and_scores() -> None:
-    found = SentenceProbabilities(np.array([0.9, 0.1, 0.5]), np.array([0.1, 0.9, 0.4]))
+    found = SentenceProbabilities(np.array([0.9, 0.1, 0.5]), np.array([0.1, 0.9, 0.4]), np.arange(3))
     assert found.kinds(0.5) == ["Teacher", "Student", "Shared"]
     scores = scores_of([a_candidate(found), a_candidate()], BUILTIN, 0.5)
     assert scores["share_above"] == pytest.approx([1 / 3, 0])

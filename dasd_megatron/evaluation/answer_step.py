@@ -7,6 +7,7 @@ of a response less the model's, over the same text. It needs no shared vocabular
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,6 +80,13 @@ class AnswerStep(SamplingStepKind[AnswerConfig]):
         size, answerer = context.config.answers_per_shard, _Answerer(context)
         reference = context.artifact("reference") if context.config.aligned else None
         questions = answerer.questions()
+        longest, asked_for = answerer.engine.max_length, context.config.max_tokens
+        if asked_for >= longest:  # never refused, nor given less than there is room for: open-instruct#1854
+            print(
+                f"{context.name}: prompt and answer have {longest:,} tokens together at most, so the model is made or the engine "
+                f"set; max_tokens={asked_for:,} isn't reached, and longer answers are truncated",
+                file=sys.stderr,
+            )
 
         def items(shard: int) -> ShardItems[Request, Sample]:
             responses: list[dict[str, Any]] = []

@@ -13,10 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from conversion.import_export_steps import ExportStepConfig
+from dasd_megatron.config.benchmarks import BenchmarkConfig
 from dasd_megatron.config.models import ModelConfig
 from dasd_megatron.config.prompts import Grader
 from dasd_megatron.config.recipe import Recipe
-from dasd_megatron.config.sampling import SamplingConfig
+from dasd_megatron.config.sampling import EngineRole, SamplingConfig
 from dasd_megatron.config.stages import SampledStageConfig, StageConfig
 from dasd_megatron.curation.filtering import FilterConfig
 from dasd_megatron.curation.packing import PackStepConfig
@@ -311,12 +312,25 @@ class _GraphBuilder(TeacherSteps):
         inputs: dict[str, Source] = {"prompts": self.benchmarks[benchmark], "model": self.teacher}
         return self.add(f"reference_{benchmark}", "sample", sampling, inputs)
 
+    def _check_answers_fit(self, benchmark: BenchmarkConfig, key: str, max_tokens: int) -> None:
+        """Raises UserError where an engine has no room for the longest answer: every long one would be wrong, unseen."""
+        evaluation = self.recipe.evaluation
+        own = benchmark.max_tokens is None and "max_tokens" in evaluation.model_fields_set
+        setting = "evaluation.max_tokens" if own else f"{key}.max_tokens"
+        roles: list[EngineRole] = ["student", "teacher"] if evaluation.teacher else ["student"]
+        for role in roles:
+            try:
+                self.recipe.check_room(role, setting, max_tokens)
+            except ValueError as error:
+                raise UserError(str(error)) from None
+
     def _evaluate(self, models: Mapping[str, Source]) -> None:
         recipe = self.recipe
         for index, (benchmark, problems) in enumerate(self.benchmarks.items()):
             config, key = recipe.evaluation.benchmarks[index], f"evaluation.benchmarks.{index}"
             declared = declared_benchmark(config, key)
             settings = answer_settings(config, declared, recipe.evaluation)
+            self._check_answers_fit(config, key, settings.max_tokens)
             others: dict[str, Source] = {"prompts": problems, "teacher": self.teacher}
             if recipe.evaluation.teacher:
                 others["reference"] = self._reference(benchmark)

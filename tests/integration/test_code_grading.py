@@ -159,6 +159,7 @@ def test_a_failed_sandbox_is_no_wrong_answer(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_no_sandbox_no_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others run code bare, by default (evalscope) or in some benchmarks (NeMo-Skills#913)."""
     check_sandbox.cache_clear()
     monkeypatch.setattr(
         sandbox, "command", lambda *arguments: ["/bin/sh", "-c", "echo bwrap: no user namespaces >&2; exit 1"]

@@ -31,6 +31,7 @@ from dasd_megatron.sampling.engines.registry import load_engine
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer
 from tests.conftest import ROOT
 from tests.helpers.model_hub import ModelHub
+from tests.helpers.servers import free_port
 from tests.helpers.small_run import RECIPE, SMALL, artifacts, finish
 
 pytestmark = pytest.mark.full
@@ -242,6 +243,10 @@ def test_refusals(calm: Path, tmp_path: Path, toy_evaluation: Path) -> None:
     assert "trained no model" in error(toy_evaluation)
     assert "give OWNER/NAME" in error(calm, "--output", tmp_path / "a", "--push", "noowner")
     assert "environment variable HF_TOKEN" in error(calm, "--output", tmp_path / "a", "--push", "a/b", HF_TOKEN="")
+    closed = {"HF_ENDPOINT": f"http://127.0.0.1:{free_port()}", "HF_HUB_OFFLINE": "0"}
+    assert "can't reach the hub (ConnectError); run" in error(
+        calm, "--output", tmp_path / "a", "--push", "a/b", **closed
+    )
     moved = tmp_path / "moved"
     shutil.copytree(calm, moved, symlinks=True)
     release(moved, *NAMES)  # wherever it is now

@@ -13,7 +13,7 @@ SET ?=
 # https://github.com/pytest-dev/pytest-xdist/issues/1386
 PYTEST := $(BIN)/pytest -n 2 --dist loadgroup
 
-.PHONY: setup demo lint docs test test-all test-rest test-unit clean
+.PHONY: setup demo lint docs test test-all test-unit clean
 
 setup: $(VENV)/.complete
 
@@ -42,10 +42,9 @@ docs: setup
 test: lint
 	$(PYTEST) -m "not full and not gpu"
 
-test-all: test test-rest
-
-test-rest: setup
-	$(PYTEST) -m "full and not gpu"
+# In one session: what several tests compare with is made once.
+test-all: lint
+	$(PYTEST) -m "not gpu"
 
 test-unit: setup
 	$(BIN)/pytest tests/unit -m "not full and not gpu"

@@ -76,11 +76,11 @@ def accuracy_by_benchmark(measures: Mapping[str, Mapping[str, Mapping[str, Mappi
 
 
 def length_by_stage(measures: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """Mean length of the answers at the highest temperature, and the share that was cut off, by model."""
+    """Mean length of the answers at the highest temperature, and the share that was truncated, by model."""
     figure, axes = _figure()
     rows = [list(row.values())[-1] for row in measures.values()]
     bars = axes.bar([_label(name) for name in measures], [row["tokens"]["mean"] for row in rows], 0.6, color=COLORS[4])
-    axes.bar_label(bars, [f"{row['truncated']:.1%} cut off" for row in rows], padding=3)
+    axes.bar_label(bars, [f"{row['truncated']:.1%} truncated" for row in rows], padding=3)
     axes.set_ylabel("tokens of an answer")
     axes.margins(y=0.15)
     axes.grid(axis="x", visible=False)

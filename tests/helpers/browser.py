@@ -64,6 +64,9 @@ class Page:
         field = self.one(".reader .query")
         field.clear()
         field.send_keys(text)
+        WebDriverWait(self.driver, SECONDS).until(
+            lambda _: self.one("#reader").get_attribute("data-query") == text.strip().lower()
+        )
 
     def run(self, script: str) -> Any:
         """The value of a JavaScript expression."""

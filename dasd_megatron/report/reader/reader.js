@@ -5,6 +5,8 @@
   const GOOD = new Set(["right", "taken", "kept"]), BAD = new Set(["wrong", "dropped"]);
   // Of a difference of probabilities this large, and beyond, the shade is the darkest.
   const DARKEST = 0.6;
+  // Milliseconds after the last letter until it's searched for.
+  const PAUSE = 150;
 
   const packed = Uint8Array.from(atob(document.getElementById("reader-data").textContent.trim()), (c) => c.charCodeAt(0));
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
@@ -50,6 +52,7 @@
       row.append(button);
       return row;
     }));
+    root.dataset.query = wanted;
     show(0);
   }
 
@@ -135,7 +138,8 @@
 
   choices(find("view"), views.map((own, index) => [index, own.title]));
   find("view").addEventListener("change", (event) => open(Number(event.target.value)));
-  find("query").addEventListener("input", search);
+  let waiting;
+  find("query").addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(search, PAUSE); });
   find("marks").addEventListener("change", search);
   find("previous").addEventListener("click", () => show(current - 1));
   find("next").addEventListener("click", () => show(current + 1));

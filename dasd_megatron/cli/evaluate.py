@@ -39,6 +39,10 @@ def main(prog: str, arguments: Sequence[str]) -> int:
         return exit_code_of(lambda: run_named_step(args.target, args.overrides, args.step, "evaluate"))
     if args.target.suffix in (".yaml", ".yml"):
         parser.error("of a recipe, one step is run: give --step NAME (dasd launch runs all of them)")
+    if args.tolerance < 0:
+        parser.error("--tolerance is accuracy that may be lost: at least 0")
+    if any(override.startswith("run_dir=") for override in args.overrides):
+        parser.error("--output says where answers go; run_dir can't be set beside it")
     if not args.benchmark:
         parser.error("--benchmark says what the model is measured on; there is: aime24, gpqa_diamond, humaneval, ...")
     return exit_code_of(lambda: _evaluate(args))

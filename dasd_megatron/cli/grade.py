@@ -58,7 +58,8 @@ def _run(path: Path, grader: str, plugins: list[str], workers: int) -> int:
             found = asdict(verdict)
             if verdict.detail is None:
                 del found["detail"]
-            print(json.dumps(found, ensure_ascii=False), flush=True)
+            # Half a surrogate pair, which JSON can have and UTF-8 can't, stays the escape that it was.
+            print(json.dumps(found, ensure_ascii=False).encode(errors="backslashreplace").decode(), flush=True)
             reasons[verdict.reason] += 1
             progress.update(reasons.total())
     total, failed = reasons.total(), reasons["failed"]

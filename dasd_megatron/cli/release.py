@@ -13,10 +13,12 @@ examples:
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dasd_megatron.cli.exit_code import exit_code_of
+from dasd_megatron.utils.errors import UserError
 
 
 def main(prog: str, arguments: Sequence[str]) -> int:
@@ -54,6 +56,9 @@ def _release(args: argparse.Namespace) -> int:
     from dasd_megatron.release.release import ReleaseOptions, make_release
     from dasd_megatron.release.upload import check_repository, read_token, upload
 
+    for option, name in (("--base-model", args.base_model), ("--teacher", args.teacher), ("--license", args.license)):
+        if name is not None and not re.fullmatch(r"[\w.-]+(?:/[\w.-]+)?", name, re.ASCII):
+            raise UserError(f"{option}: {name!r} is no name on the hub: letters, digits, '-', '_' and '.'")
     token = ""
     if args.push is not None:
         check_repository(args.push)

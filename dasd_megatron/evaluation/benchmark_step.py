@@ -16,7 +16,8 @@ from dasd_megatron.config.benchmarks import BenchmarkConfig
 from dasd_megatron.config.sources import DataSource
 from dasd_megatron.evaluation.benchmarks.benchmark import Benchmark, Problem
 from dasd_megatron.evaluation.benchmarks.registry import declared_benchmark
-from dasd_megatron.grading.program_tests import program_tests
+from dasd_megatron.grading.registry import check_reference
+from dasd_megatron.grading.sandbox.sandbox import check_sandbox
 from dasd_megatron.sampling.data_sets import BadRow, hub_files, json_mapping, raw_rows
 from dasd_megatron.sampling.prompts import PROMPTS
 from dasd_megatron.steps.cost_estimate import TEXT, Cost, InputEstimates, Unknown
@@ -57,6 +58,8 @@ class BenchmarkStep(StepKind[BenchmarkStepConfig]):
             found.write(shard)
         if not found.count:
             raise UserError(f"{config.name}: no problem in {_source(config, declared).name}{found.why_none()}")
+        if (config.grader or declared.grader) == "code":
+            check_sandbox()  # before hours of answers that couldn't be graded
         facts = {"counts": {"prompts": found.count}, **found.facts()}
         print(f"{context.name}: {_described(facts)}", file=sys.stderr)
         whole = config.limit is None and (config.since, config.until) == (None, None)
@@ -112,8 +115,7 @@ class _Found:
             )
         try:
             problem = self._declared.problem(row)
-            if self._grader == "code":
-                program_tests(problem.reference)
+            check_reference(problem.reference, self._grader)
             wanted = self._is_wanted(problem)
         except (ValueError, UserError) as error:
             raise UserError(f"{place}: {error}") from None

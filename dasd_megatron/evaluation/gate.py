@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,8 @@ def read_scores(text: str) -> Baseline:
     try:
         content = json.loads(file.read_text())
         models = list(dict.fromkeys(name for facts in content.values() for name in facts["models"]))
+        for facts in content.values():
+            _check_scores(facts)
     except FileNotFoundError:
         raise UserError(f"{file}: no such file; a finished run or `dasd evaluate` leaves one in its folder") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -51,12 +54,24 @@ def read_scores(text: str) -> Baseline:
     return Baseline(f"{path}:{model}", found)
 
 
+def _check_scores(facts: Mapping[str, Any]) -> None:
+    """Raises ValueError, KeyError, TypeError or AttributeError for what is no benchmark's."""
+    if not isinstance(facts["sha256"], str):
+        raise TypeError("sha256")
+    for by_temperature in facts["models"].values():
+        for scores in by_temperature.values():
+            for score in scores.values():
+                if isinstance(score, bool) or not isinstance(score, (int, float)):
+                    raise TypeError("score")
+
+
 def comparisons(ours: Baseline, baseline: Baseline) -> Iterator[tuple[str, str, Comparison]]:
     """Benchmark, temperature and comparison, of all that both have. Raises UserError where that is nothing, or other problems."""
     found = False
     for benchmark, facts in ours.benchmarks.items():
         others = baseline.benchmarks.get(benchmark)
         if others is None:
+            print(f"warning: {benchmark}: not compared; {baseline.name} doesn't have it", file=sys.stderr)
             continue
         if others["sha256"] != facts["sha256"]:
             raise UserError(f"{benchmark}: the problems aren't those of {baseline.name}; scores don't compare")
@@ -64,6 +79,11 @@ def comparisons(ours: Baseline, baseline: Baseline) -> Iterator[tuple[str, str, 
             if temperature in others["scores"]:
                 found = True
                 yield benchmark, temperature, compare(scores, others["scores"][temperature])
+            else:
+                print(
+                    f"warning: {benchmark} at {temperature}: not compared; {baseline.name} doesn't have it",
+                    file=sys.stderr,
+                )
     if not found:
         raise UserError(
             f"{baseline.name} has no benchmark at a temperature that was measured here: it has "

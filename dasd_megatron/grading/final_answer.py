@@ -6,6 +6,9 @@ import re
 
 from dasd_megatron.tokenization.response_format import CLOSE, OPEN
 
+# Characters at the end of an answer in which one without a box is looked for: patterns take quadratic time on loops.
+LONGEST = 10_000
+_BOXES = 16
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*")
 
 
@@ -24,11 +27,15 @@ def final_answer(answer: str) -> str:
 
 
 def last_boxed(answer: str) -> str | None:
-    """Content of the last `\\boxed{}` (or `\\boxed 7`), whose braces may be nested; None where there is none that ends."""
-    *_, last = [None, *_BOX.finditer(answer)]
-    if last is None:
-        return None
-    rest = answer[last.end() :]
+    """Content of the last `\\boxed{}` (or `\\boxed 7`) that ends, whose braces may be nested; None where there is none."""
+    starts = [match.end() for match in _BOX.finditer(answer)]
+    # Of many that never end, a loop's, the last are enough.
+    contents = (_box_content(answer[start:]) for start in reversed(starts[-_BOXES:]))
+    return next((content for content in contents if content is not None), None)
+
+
+def _box_content(rest: str) -> str | None:
+    """What the box holds that begins here; None where it doesn't end."""
     if not rest.startswith("{"):
         word = re.match(r"[^\s$]+", rest)
         return None if word is None else word.group()

@@ -11,8 +11,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from dasd_megatron.grading.program_tests import program_tests
-from dasd_megatron.grading.registry import GRADERS, grade
+from dasd_megatron.grading.registry import GRADERS, check_reference, grade
 from dasd_megatron.grading.sandbox.sandbox import check_sandbox
 from dasd_megatron.grading.verdict import Verdict
 from dasd_megatron.utils.errors import UserError
@@ -64,7 +63,7 @@ def _rows(path: Path, grader: str) -> Iterator[tuple[str, str]]:
         place = f"{path}: line {number}"
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{place}: not valid JSON ({error})") from None
         if not isinstance(row, dict):
             raise UserError(f"{place}: a line must be one JSON object")
@@ -79,18 +78,23 @@ def _reference(row: Mapping[str, Any], grader: str, place: str) -> str:
             raise UserError(f'{place}: the grader code needs `tests`, a list of {{"input": ..., "output": ...}}')
         tests = row["tests"]
         reference = tests if isinstance(tests, str) else json.dumps(tests)
-        try:
-            program_tests(reference)
-        except UserError as error:
-            raise UserError(f"{place}: {error}") from None
-        return reference
-    answer = row.get("answer")
-    if isinstance(answer, bool) or not isinstance(answer, (str, int, float)):
-        raise UserError(f"{place}: `answer`, the reference, must be a text or a number")
-    return str(answer)
+    else:
+        answer = row.get("answer")
+        if isinstance(answer, bool) or not isinstance(answer, (str, int, float)):
+            raise UserError(f"{place}: `answer`, the reference, must be a text or a number")
+        reference = str(answer)
+    try:
+        check_reference(reference, grader)
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from None
+    return reference
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    if path.exists() and not path.is_file():
+        raise UserError(
+            f"{path}: is no file; rows are read more than once, so a pipe won't do: write them to a file first"
+        )
     try:
         with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):

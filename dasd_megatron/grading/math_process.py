@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import resource
 import signal
+import sys
 from functools import cache
 
 from dasd_megatron.utils.errors import UserError
@@ -53,6 +54,7 @@ def main() -> None:
     from math_verify.parser import ExprExtractionConfig, LatexExtractionConfig
 
     logging.disable(logging.CRITICAL)
+    sys.set_int_max_str_digits(0)  # CPU time limits them
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     ways = [LatexExtractionConfig(), ExprExtractionConfig()]
 
@@ -70,7 +72,7 @@ def main() -> None:
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
             equal = verify(value(reference), value(answer), timeout_seconds=None)
-        except (MemoryError, RecursionError):
+        except (MemoryError, RecursionError, ArithmeticError, ValueError):  # formulas that have no value
             equal = False
         signal.setitimer(signal.ITIMER_PROF, 0)
         connection.send(equal)

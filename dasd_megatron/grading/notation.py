@@ -25,7 +25,7 @@ def plain_text(text: str) -> str:
             found = pattern.match(text)
             if found is not None and found.group(group).count("$") == 0:
                 text = found.group(group).strip()
-    text = text.replace("{,}", ",").replace("−", "-").replace("–", "-")
+    text = re.sub(r"(?<=\d)\{,\}(?=\d{3})", "", text).replace("{,}", ",").replace("−", "-").replace("–", "-")
     text = _SPACES.sub(" ", _SIZES.sub("", text))
     while (unwrapped := _FONTS.sub(r" \1 ", text)) != text:
         text = unwrapped

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import textwrap
 from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -13,7 +14,7 @@ from dasd_megatron.grading.program_tests import Check, FunctionTest, FunctionTes
 from dasd_megatron.grading.sandbox.sandbox import Outcome, SandboxError, run_program
 from dasd_megatron.grading.verdict import FAILED, NOT_EXTRACTED, RIGHT, TIMED_OUT, WRONG, Verdict
 
-_FENCE = re.compile(r"^[ \t]*```[^\n`]*$", re.MULTILINE)
+_FENCE = re.compile(r"^(?P<indent>[ \t]*)(?:```|~~~)(?P<language>[^\n`]*)$", re.MULTILINE)
 # A sandbox that has failed is tried again.
 _TRIES = 3
 # Of a program's limits, by how it ended (sandbox.End).
@@ -45,13 +46,17 @@ def grade_code(answer: str, reference: str) -> Verdict:
 
 
 def extract_code(answer: str) -> str:
-    """The last fenced block, which may lack its end; the whole text where there is no fence."""
+    """The last fenced block that says it is Python, else the last one; it may lack its end. The whole text without a fence."""
     fences = list(_FENCE.finditer(answer))
     if not fences:
         return answer
-    if len(fences) % 2:
-        return answer[fences[-1].end() :].lstrip("\n")
-    return answer[fences[-2].end() : fences[-1].start()].lstrip("\n")
+    blocks = []
+    for place in range(0, len(fences), 2):
+        end = fences[place + 1].start() if place + 1 < len(fences) else len(answer)
+        indent, language = fences[place].group("indent"), fences[place].group("language").strip().lower()
+        content = answer[fences[place].end() : end].lstrip("\n")
+        blocks.append((language.startswith("py"), textwrap.dedent(content) if indent else content))
+    return next((content for is_python, content in reversed(blocks) if is_python), blocks[-1][1])
 
 
 def _problem(program: str, tests: StdinTests | FunctionTests | Check) -> tuple[str, str | None] | None:
@@ -69,7 +74,7 @@ def _problem(program: str, tests: StdinTests | FunctionTests | Check) -> tuple[s
             outcome = run_program(program, asked, "function")
             passed = _returned(outcome.stdout, test.value)
         else:
-            outcome = run_program(program, test.input.encode(), "stdin")
+            outcome = run_program(program, test.input.encode(errors="replace"), "stdin")
             passed = same_output(outcome.stdout.decode(errors="replace"), test.output)
         problem = _ended_badly(outcome) or (None if passed else (WRONG, None))
         if problem is not None:
@@ -90,7 +95,7 @@ def _ended_badly(outcome: Outcome) -> tuple[str, str | None] | None:
 def _returned(printed: bytes, expected: Any) -> bool:
     try:
         return bool(json.loads(printed) == expected)
-    except ValueError:  # it ended by itself before its function had returned
+    except (ValueError, RecursionError):  # it ended by itself before its function had returned, or nests without end
         return False
 
 
@@ -107,12 +112,11 @@ def _lines(text: str) -> list[str]:
 def _same_line(printed: str, expected: str) -> bool:
     if printed == expected:
         return True
-    ours, theirs = _numbers(printed), _numbers(expected)
-    return ours is not None and ours == theirs
-
-
-def _numbers(line: str) -> Sequence[Decimal] | None:
     try:
-        return [Decimal(word) for word in line.split()]
-    except InvalidOperation:
-        return None
+        return _numbers(printed) == _numbers(expected)
+    except InvalidOperation:  # a word that is no number, or one that equals nothing (snan)
+        return False
+
+
+def _numbers(line: str) -> Sequence[Decimal]:
+    return [Decimal(word) for word in line.split()]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from dasd_megatron.grading.choice import choice_of
 from dasd_megatron.grading.final_answer import answer_text
+from dasd_megatron.grading.program_tests import program_tests
 from dasd_megatron.grading.verdict import NO_ANSWER, Verdict
 from dasd_megatron.utils.errors import UserError
 from dasd_megatron.utils.registry import Registry
@@ -44,3 +46,13 @@ def is_right(text: str, reference: str, grader: str) -> bool:
     if verdict.correct is None:
         raise UserError(f"grader {grader}: can't tell whether a response is right: {verdict.detail}")
     return verdict.correct
+
+
+def check_reference(reference: str, grader: str) -> None:
+    """Raises UserError for a reference that no answer could match."""
+    if not reference.strip():
+        raise UserError("the reference answer is empty")
+    if grader == "code":
+        program_tests(reference)
+    if grader == "choice" and choice_of(reference) is None:
+        raise UserError(f"the reference of the grader choice is a letter from A to J, not {reference[:40]!r}")

@@ -52,8 +52,11 @@ def make_release(run: FinishedRun, folder: Path, options: ReleaseOptions) -> dic
     Each appears whole or not at all. Raises UserError where the disk is full, or something of the run is damaged.
     """
     parts = {MODEL: folder / MODEL, **({DATA: folder / DATA} if options.data else {})}
+    for path in parts.values():
+        if path.exists() and not (path / CHECKSUMS).is_file():
+            raise UserError(f"{path}: is there, and is no release; move it, or choose another --output")
     record = {"run": run.report.manifest["key"], "options": asdict(options), "version": __version__}
-    if _read_record(folder / RECORD) == record and all(path.is_dir() for path in parts.values()):
+    if _read_record(folder / RECORD) == {**record, "bytes": _sizes(parts)}:
         print(f"{folder}: is there already", file=sys.stderr)
         return parts
     names = _names(run, options)
@@ -67,8 +70,14 @@ def make_release(run: FinishedRun, folder: Path, options: ReleaseOptions) -> dic
             _replace(path, write[part])
     except OSError as error:
         raise disk_error(folder, error) from error
-    write_json(folder / RECORD, record)
+    write_json(folder / RECORD, {**record, "bytes": _sizes(parts)})
     return parts
+
+
+def _sizes(parts: Mapping[str, Path]) -> dict[str, int]:
+    """Of every file but the cards, which people may edit."""
+    files = sorted(path for folder in parts.values() for path in folder.rglob("*") if path.is_file())
+    return {f"{path.parent.name}/{path.name}": path.stat().st_size for path in files if path.name != CARD}
 
 
 def _read_record(path: Path) -> Any:
@@ -113,7 +122,8 @@ def _replace(path: Path, write: Callable[[Path], None]) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     write(temporary)
-    files = sorted(file.relative_to(temporary).as_posix() for file in temporary.rglob("*") if file.is_file())
+    paths = sorted(path for path in temporary.rglob("*") if path.is_file() and path.name != CARD)
+    files = [path.relative_to(temporary).as_posix() for path in paths]
     sums = "".join(f"{hash_file(temporary / name)}  {name}\n" for name in files)
     write_atomically(temporary / CHECKSUMS, lambda file: file.write(sums.encode()))
     if path.is_dir():

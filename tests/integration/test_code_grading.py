@@ -23,6 +23,7 @@ from tests.helpers.fetched_packages import fetch_package
 from tests.helpers.human_eval import human_eval_problems
 
 WORKERS = (4, 1, 16)
+FUNCTION = {"function": "f", "tests": [{"input": "3", "output": "9"}]}
 
 
 def human_eval_reference(problem: dict[str, Any]) -> str:
@@ -122,7 +123,9 @@ def test_livecodebench_agrees() -> None:
         ("```\nprint(1)\n```", "print(1)\n"),
         ("```python\nprint(1)", "print(1)"),
         ("print(1)", "print(1)"),
-        ("  ```py\n  x = 1\n  ```", "  x = 1\n"),
+        ("  ```py\n  x = 1\n  ```", "x = 1\n"),
+        ("```python\nprint(3 ** 2)\n```\nIt prints:\n```\n9\n```", "print(3 ** 2)\n"),
+        ("~~~python\nprint(1)\n~~~", "print(1)\n"),
         ("Use `print`:\n```python\nprint('`a`')\n```", "print('`a`')\n"),
     ],
 )
@@ -143,6 +146,44 @@ def test_extraction(answer: str, program: str) -> None:
 def test_reasons(program: str, reason: str, detail: str | None) -> None:
     verdict = grade_code(f"```python\n{program}\n```", json.dumps([{"input": "2\n", "output": "2\n"}]))
     assert (verdict.correct, verdict.reason, verdict.detail) == (False, reason, detail)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import json, os, sys\nword = json.loads(sys.stdin.read())['word']\nfor n in range(3, 30):\n"
+        "    try: os.write(n, word.encode())\n    except OSError: pass\nos._exit(0)",
+        "import io, json, sys\nword = json.loads(sys.stdin.read())['word']\n"
+        "sys.stdin = io.StringIO(json.dumps({'statements': '', 'word': word}))",
+    ],
+)
+def test_a_check_is_not_the_programs_to_read(program: str) -> None:
+    reference = json.dumps({"check": "assert add(1, 2) == 3"})
+    assert grade_code(f"```python\n{program}\n```", reference).correct is False
+
+
+@pytest.mark.parametrize(
+    ("program", "reference"),
+    [
+        ("print('snan')", {"tests": [{"input": "", "output": "1"}]}),
+        ("def f(n):\n    a = []\n    for _ in range(20000): a = [a]\n    return a", FUNCTION),
+        (
+            "import os\nfor n in range(3, 30):\n    try: os.write(n, b'[' * 100000)\n    except OSError: pass\nos._exit(0)",
+            FUNCTION,
+        ),
+        ("print(input())", {"tests": [{"input": "\ud800", "output": "1"}]}),
+    ],
+)
+def test_odd_output_is_wrong_and_no_failure(program: str, reference: dict[str, Any]) -> None:
+    assert grade_code(program, json.dumps(reference)).correct is False
+
+
+def test_a_sandbox_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_sandbox.cache_clear()
+    monkeypatch.setattr(sandbox, "command", lambda *arguments: ["/nothing/bwrap"])
+    with pytest.raises(UserError, match=r"none works on this machine: .*/nothing/bwrap"):
+        check_sandbox()
+    check_sandbox.cache_clear()
 
 
 def test_a_failed_sandbox_is_no_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,3 +94,19 @@ def test_mistakes(tmp_path: Path, row: Any, grader: str, message: str) -> None:
     assert (code, verdicts) == (2, [])
     assert f"{message}" in errors
     assert "Traceback" not in errors
+
+
+def test_odd_rows(tmp_path: Path) -> None:
+    """Half a surrogate pair comes back as it was written; a row that nests without end is named; a pipe is refused."""
+    rows = [r'{"response": "\\boxed{\ud800}", "answer": "1"}', r'{"response": "\\boxed{1}", "answer": "1"}']
+    code, verdicts, errors = grade(tmp_path / "rows.jsonl", rows, "--grader", "math")
+    assert code == 0, errors
+    assert [verdict["correct"] for verdict in verdicts] == [False, True]
+    assert verdicts[0]["extracted"] == "\ud800"
+    code, _, errors = grade(tmp_path / "rows.jsonl", [*rows, "[" * 100_000], "--grader", "math")
+    assert (code, errors.count("error: ")) == (2, 1)
+    assert "rows.jsonl: line 3: not valid JSON" in errors
+    command = [sys.executable, "tools/grade.py", "/dev/stdin", "--grader", "math"]
+    done = subprocess.run(command, cwd=ROOT, input="{}", capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "/dev/stdin: is no file; rows are read more than once" in done.stderr

@@ -128,7 +128,7 @@ def test_checksums(released: Path) -> None:
         subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=folder, check=True)
         listed = {line.split("  ")[1] for line in (folder / "SHA256SUMS").read_text().splitlines()}
         there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-        assert there - listed == {"SHA256SUMS"}
+        assert there - listed == {"SHA256SUMS", "README.md"}
 
 
 def test_nothing_of_this_machine(calm: Path, released: Path) -> None:
@@ -162,6 +162,12 @@ def test_the_same_release_is_made_once(calm: Path, released: Path, tmp_path: Pat
     (folder / ".model.tmp").mkdir()
     (folder / ".model.tmp" / "model.safetensors").write_text("half")
     shutil.rmtree(folder / "data")
+    assert "is there already" not in release(calm, "--output", folder, *NAMES)
+    card = folder / "model" / "README.md"
+    card.write_text(card.read_text() + "\nOur notes.\n")  # stays
+    assert "is there already" in release(calm, "--output", folder, *NAMES)
+    assert card.read_text().endswith("Our notes.\n")
+    (folder / "model" / "model.safetensors").unlink()
     assert "is there already" not in release(calm, "--output", folder, *NAMES)
     sums = [(place / part / "SHA256SUMS").read_text() for place in (folder, released) for part in ("model", "data")]
     assert sums[:2] == sums[2:]
@@ -247,6 +253,11 @@ def test_refusals(calm: Path, tmp_path: Path, toy_evaluation: Path) -> None:
     assert "can't reach the hub (ConnectError); run" in error(
         calm, "--output", tmp_path / "a", "--push", "a/b", **closed
     )
+    (tmp_path / "c" / "data").mkdir(parents=True)
+    (tmp_path / "c" / "data" / "mine.txt").write_text("mine")
+    assert "is there, and is no release; move it" in error(calm, "--output", tmp_path / "c", *NAMES)
+    assert (tmp_path / "c" / "data" / "mine.txt").is_file()
+    assert "--license: 'a\\n---'" in error(calm, "--output", tmp_path / "a", "--license", "a\n---")
     moved = tmp_path / "moved"
     shutil.copytree(calm, moved, symlinks=True)
     release(moved, *NAMES)  # wherever it is now

@@ -137,6 +137,7 @@ def test_livecodebench(read: Any, tmp_path: Path) -> None:
     assert "class Solution:" in problems[3]["input"]
 
 
+@pytest.mark.sandbox
 def test_livecodebench_by_date(read: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """ "v6" is 175 or 454 problems (LiveCodeBench#145): count and dates are said."""
     dates = ("2024-07-31", "2024-08-01", "2025-01-31", "2025-02-02", "2025-04-06")
@@ -194,6 +195,7 @@ def test_own_data(read: Any, tmp_path: Path) -> None:
         ("mine", {**AIME, "id": 61}, {"grader": "math"}, r"line 1: no column 'input', which mine has"),
         ("mine", AIME, {"grader": "math", "columns": {"input": "problem", "answer": None}}, r"answer=null: answers can't"),
         ("mine", AIME, {"grader": "code", "columns": {"input": "problem"}}, r"line 1: tests of code must be a JSON"),
+        ("mine", AIME, {"grader": "choice", "columns": {"input": "problem"}}, r"line 1: the reference of the grader choice is a"),
         ("mine", {**AIME, "id": 61}, {}, r"0\.grader is missing: say how answers are compared"),
     ],
 )  # fmt: skip
@@ -202,6 +204,22 @@ def test_mistakes(
 ) -> None:
     with pytest.raises(UserError, match=message):
         read(name, jsonl(tmp_path / "data.jsonl", [AIME, row]), **settings)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"public_test_cases": '[{"in": "1", "output": "2"}]'},
+            r"line 1: its test 1 of 1 has no texts 'input' and 'output'",
+        ),
+        ({"public_test_cases": '["1"]'}, r"line 1: its test 1 of 1 has no texts"),
+        ({"metadata": "[1]"}, r"line 1: 'metadata' must be a JSON object"),
+    ],
+)
+def test_malformed_problems_of_livecodebench(read: Any, tmp_path: Path, change: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read("livecodebench_v6", jsonl(tmp_path / "v6.jsonl", [{**FUNCTIONS[0].row(), **change}]))
 
 
 def test_malformed_and_absent_data(read: Any, tmp_path: Path) -> None:

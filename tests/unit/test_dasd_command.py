@@ -92,3 +92,15 @@ def test_schema(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert schema["additionalProperties"] is False
     described = [field for field in schema["properties"].values() if "description" in field or "$ref" in field]
     assert len(described) > len(schema["properties"]) // 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tolerance", "-5"], "--tolerance is accuracy that may be lost: at least 0"),
+        (["run_dir=elsewhere"], "--output says where answers go; run_dir can't be set beside it"),
+    ],
+)
+def test_evaluate_refuses(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code("evaluate", "models/m", "--benchmark", "aime24", *arguments) == 2
+    assert message in capsys.readouterr().err

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from dasd_megatron.grading.final_answer import answer_text, final_answer
-from dasd_megatron.grading.registry import GRADERS, grade, is_right
+from dasd_megatron.grading.registry import GRADERS, check_reference, grade, is_right
 from dasd_megatron.grading.verdict import NO_ANSWER, NOT_EXTRACTED, Verdict
 from dasd_megatron.utils.errors import UserError
 
@@ -41,7 +43,29 @@ from dasd_megatron.utils.errors import UserError
         ("The correct option is **D**.", "D", "choice", True),
         ("I first chose the answer A. The correct answer is C", "C", "choice", True),
         ("Four carbons.\n\nB", "B", "choice", True),
+        ("A) Wrong, because it melts.\nB) Right.\n\nAnswer: B", "B", "choice", True),
+        ("A. is ruled out by symmetry.\nThe correct answer is B.", "B", "choice", True),
+        ("a) first the mass\nb) then the charge\n\nAnswer: C", "C", "choice", True),
+        ("A-level physics is enough.\n\nAnswer: C", "C", "choice", True),
+        ("I. Setup\nII. Solution\n\nAnswer: C", "C", "choice", True),
+        ("I - first consider the field", "I", "choice", False),
+        ("(A) and (B) are wrong, so Answer: C", "C", "choice", True),
+        ("The answer is B, since option A is wrong.", "B", "choice", True),
+        ("Answer: C\n\nOption A ignores friction.", "C", "choice", True),
+        ("Answer: b", "B", "choice", True),
+        ("B. Four electrons", "B", "choice", True),
         ("A or B", "A", "choice", False),
+        (r"\boxed{\sqrt{2}}", "2", "number", False),
+        (r"\boxed{x^2}", "2", "number", False),
+        (r"\boxed{2\pi}", "2", "number", False),
+        (r"\boxed{10!}", "10", "number", False),
+        (r"\boxed{12,5}", "125", "number", False),
+        (r"\boxed{1,250}", "1250", "number", True),
+        ("x = -3.50 m", "-3.5", "number", True),
+        (r"\boxed{1e99999999999}", "7", "number", False),
+        (r"\boxed{" + "7" * 5000 + "}", "7", "number", False),
+        (r"\boxed{" + "7" * 5000 + "}", "7", "math", False),
+        (r"\boxed{00" + "7" * 5000 + "}", "7" * 5000, "math", True),
         ("Answer: C", "D", "choice", False),
         ("An acid", "A", "choice", False),
         ("The answer is a base", "A", "choice", False),
@@ -109,3 +133,26 @@ def test_a_failed_grader_is_no_wrong_answer() -> None:
 
     with pytest.raises(UserError, match=r"grader broken: can't tell whether a response is right: the disk is gone"):
         is_right("42", "42", "broken")
+
+
+@pytest.mark.parametrize("text", ["\\[ a ", "\\( a ", "answer is ", "\\boxed{", "$ ", "Option A, "])
+@pytest.mark.parametrize("grader", ["math", "number", "choice", "exact"])
+def test_loops_take_no_longer_than_their_length(text: str, grader: str) -> None:
+    """A looping answer of 100,000 tokens; patterns that look ahead took minutes."""
+    start = time.process_time()
+    assert grade(text * 40_000, "5" if grader != "choice" else "B", grader).correct is False
+    assert time.process_time() - start < 3
+
+
+@pytest.mark.parametrize(
+    ("grader", "reference", "message"),
+    [
+        ("choice", "3", "a letter from A to J, not '3'"),
+        ("choice", "The third", "a letter from A to J"),
+        ("exact", "  ", "the reference answer is empty"),
+        ("code", "[]", "a list `tests` that isn't empty"),
+    ],
+)
+def test_references_that_nothing_could_match(grader: str, reference: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_reference(reference, grader)

@@ -119,3 +119,23 @@ def test_a_comparison_that_takes_too_long() -> None:
     """sympy stops for no exception: math-verify#55. The next comparison goes on in a new process."""
     assert grade(r"\boxed{9^{9^{9^{9}}}}", "5", "math").reason == TIMED_OUT
     assert grade(r"\boxed{\frac{10}{4}}", "5/2", "math").correct is True
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "right"),
+    [
+        ("**Answer: 42**", "42", True),
+        ("**The answer is 42.**", "42", True),
+        ("**Final answer: 42**", "42", True),
+        ("The final answer is $42$, since $a=6$.", "42", True),
+        (r"The answer is $\frac{3}{4}$ where $x$ is the length.", "3/4", True),
+        (r"\boxed{42} as seen, so \boxed{43", "42", True),
+        (r"\boxed{(1{,}000, 2)}", "(1000,2)", True),
+        (r"\boxed{\frac{1{,}000}{3}}", "1000/3", True),
+        (r"\boxed{10\,\mathrm{m/s}}", "10", True),
+        (r"\boxed{5 \text{ dollars}}", "5", True),
+        (r"\boxed{(0, 1)}", r"\{0, 1\}", False),
+    ],
+)
+def test_what_is_taken_and_compared(answer: str, reference: str, right: bool) -> None:
+    assert grade(answer, reference, "math").correct is right

@@ -175,9 +175,27 @@ def test_the_gates_refusals(tmp_path: Path) -> None:
         list(comparisons(one, read_scores(str(scores_file(tmp_path / "sha", {"student": 0.5}, sha256="b")))))
     with pytest.raises(UserError, match=r"has no benchmark at a temperature that was measured here: it has gpqa \(1\)"):
         list(comparisons(one, read_scores(str(scores_file(tmp_path / "gpqa", {"student": 0.5}, benchmark="gpqa")))))
-    (tmp_path / "one" / "scores.json").write_text("[1]")
-    with pytest.raises(UserError, match=r"no scores that `dasd evaluate` has written"):
-        read_scores(str(tmp_path / "one"))
+    models = {"student": {"1": {"p": 0.5}}}
+    for content in (
+        [1],
+        {"aime24": {"models": models}},
+        {"aime24": {"sha256": "a", "models": {"student": {"1": {"p": "x"}}}}},
+    ):
+        (tmp_path / "one" / "scores.json").write_text(json.dumps(content))
+        with pytest.raises(UserError, match=r"no scores that `dasd evaluate` has written"):
+            read_scores(str(tmp_path / "one"))
+
+
+def test_the_gate_says_what_it_did_not_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    new, old = scores_file(tmp_path / "new", {"student": 0.5}), scores_file(tmp_path / "old", {"student": 0.5})
+    content = json.loads((new / "scores.json").read_text())
+    content["gpqa"] = {**content["aime24"], "sha256": "c"}
+    content["aime24"]["models"]["student"]["0.6"] = content["aime24"]["models"]["student"]["1"]
+    (new / "scores.json").write_text(json.dumps(content))
+    assert len(list(comparisons(read_scores(str(new)), read_scores(str(old))))) == 1
+    said = capsys.readouterr().err
+    assert "warning: gpqa: not compared;" in said
+    assert "warning: aime24 at 0.6: not compared;" in said
 
 
 def test_recorded_verdicts_have_all_reasons() -> None:

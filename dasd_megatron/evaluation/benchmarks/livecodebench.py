@@ -35,7 +35,10 @@ def _problem(row: Row) -> Problem:
     if not tests:
         raise ValueError("it has no tests")
     metadata = row.get("metadata") or "{}"
-    function = (json.loads(metadata) if isinstance(metadata, str) else metadata).get("func_name")
+    content_of_metadata = json.loads(metadata) if isinstance(metadata, str) else metadata
+    if not isinstance(content_of_metadata, Mapping):
+        raise ValueError("'metadata' must be a JSON object")
+    function = content_of_metadata.get("func_name")
     functional = any(test.get("testtype") == "functional" for test in tests)
     if functional and not function:
         raise ValueError("its tests call a function, and 'metadata' names none (func_name)")
@@ -63,6 +66,9 @@ def _tests(value: Any) -> Sequence[Mapping[str, str]]:
         tests = json.loads(_unpacked(value))
     if not isinstance(tests, list):
         raise ValueError("its tests are no list")
+    for number, test in enumerate(tests, 1):
+        if not isinstance(test, Mapping) or not all(isinstance(test.get(name), str) for name in ("input", "output")):
+            raise ValueError(f"its test {number} of {len(tests)} has no texts 'input' and 'output'")
     return tests
 
 

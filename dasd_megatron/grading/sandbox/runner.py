@@ -100,11 +100,15 @@ def call(source: str) -> None:
 
 
 def check(source: str) -> None:
-    """The program, then statements that raise where it is wrong; prints a word that it can't know before."""
+    """The program, then statements that raise where it is wrong; then a word says that they didn't.
+
+    By then the program has run in the same process: one that is out to deceive its grader could find the word in this frame.
+    Tests of standard output and of functions are compared outside, and know no such way.
+    """
     result = own_output()
+    asked = json.loads(sys.stdin.read())  # not the program's to read
     names: dict[str, Any] = {"__name__": "solution"}
     exec(compile(source, PROGRAM, "exec"), names)
-    asked = json.loads(sys.stdin.read())
     exec(compile(asked["statements"], "/check.py", "exec"), names)
     result.write(asked["word"])
     result.close()

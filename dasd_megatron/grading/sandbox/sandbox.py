@@ -67,7 +67,7 @@ def check_sandbox() -> None:
     try:
         outcome = _run("print(40 + 2)", b"", "stdin", ProgramLimits())
         reason = outcome.stderr.decode(errors="replace").strip() if outcome.stdout != b"42\n" else ""
-    except SandboxError as error:
+    except (SandboxError, OSError, RuntimeError) as error:  # bubblewrap isn't there, or not for this machine
         reason = str(error)
     if reason:
         raise UserError(

@@ -132,7 +132,7 @@
     if (index === undefined || !views[index]) return false;
     find("query").value = "";
     open(Number(index));
-    show(items.findIndex((item) => item.id === decodeURIComponent(id)));
+    show(items.findIndex((item) => encodeURIComponent(item.id) === id));
     return true;
   }
 

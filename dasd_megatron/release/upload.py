@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import httpx
+import httpx2
 
 from dasd_megatron.release.release import DATA, MODEL
 from dasd_megatron.utils.errors import UserError
@@ -53,7 +53,7 @@ def upload(parts: Mapping[str, Path], repository: str, token: str, private: bool
             raise UserError(
                 f"{repository}: the hub refused ({error.response.status_code}: {said}); see whether the token may write there"
             ) from None
-        except (OSError, httpx.HTTPError) as error:
+        except (OSError, httpx2.HTTPError) as error:
             raise UserError(
                 f"{repository}: can't reach the hub ({type(error).__name__}); run the same command again"
             ) from None

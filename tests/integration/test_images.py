@@ -47,7 +47,7 @@ def run(*command: str | Path, **variables: str) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=600,
+        timeout=1700,
     )
     assert done.returncode == 0, f"{command}:\n{done.stdout[-4000:]}"
     return done.stdout
@@ -150,6 +150,7 @@ def test_tools(images: Images, target: str) -> None:
         assert f"python tools/{tool}" in images.inside(target, "python", f"tools/{tool}", "--help")
 
 
+@pytest.mark.timeout(1800)  # minutes of work, beside other tests
 def test_unit_tests(images: Images, tmp_path: Path) -> None:
     """The product that is installed in the image, not the clone's; in the image that has the fewer packages of the two."""
     pins = [

@@ -141,7 +141,7 @@ def test_loops_take_no_longer_than_their_length(text: str, grader: str) -> None:
     """A looping answer of 100,000 tokens; patterns that look ahead took minutes."""
     start = time.process_time()
     assert grade(text * 40_000, "5" if grader != "choice" else "B", grader).correct is False
-    assert time.process_time() - start < 3
+    assert time.process_time() - start < 10
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,9 @@ from tests.helpers.published_models import published_model
 from tests.helpers.small_run import SMALL
 
 # The reader's own files and folders, in place of which nothing stands, benchmarks that the hub has, the run of a paper's recipe.
-PLACEHOLDERS = re.compile(r"^my\.yaml$|^cluster\.yaml$|^[A-Z][A-Z_]+$|^\[--|^(?!https?:).*=my\.|^aime24$|^runs/dasd_4b$")
+PLACEHOLDERS = re.compile(
+    r"^my\.yaml$|^cluster\.yaml$|^[A-Z][A-Z_]+$|^\[--|^(?!https?:).*=my\.|^aime24$|^runs/dasd_4b$"
+)
 # These would take minutes to hours; that they start is what is checked.
 BENCHMARK = re.compile(r"`python (?:-m )?(benchmarks[./]\w+)")
 

@@ -11,8 +11,9 @@ from dasd_megatron.grading.notation import plain_text
 from dasd_megatron.grading.verdict import Verdict, judged
 
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|[-+]?\.\d+(?:[eE][-+]?\d+)?")
-# Beside the number there may be words, units and marks, but nothing that makes another value of it.
-_OPERATOR = re.compile(r"[\\^!/*_<>|+~≠≈±×÷√π²³]|\d|(?<=[0-9.])\s*-|\bx\b(?!\s*=)|\bpi\b")
+# What touches a number and makes another value of it; words, units and marks don't.
+_BEFORE = re.compile(r"(?:[\^/_<>+~≠≈±×÷√|·]|\\[A-Za-z]+\s*\{?)\s*$")
+_AFTER = re.compile(r"\s*(?:[\^!/_<>+±×÷√π²³·]|\\[A-Za-z])")
 
 
 def grade_number(answer: str, reference: str) -> Verdict:
@@ -25,7 +26,7 @@ def grade_number(answer: str, reference: str) -> Verdict:
         return judged(same_text(found, reference), found)
     text = re.sub(r"(?<=\d) (?=\d{3}\b)", "", found)
     numbers = list(_NUMBER.finditer(text))
-    if len(numbers) != 1 or _OPERATOR.search(text[: numbers[0].start()] + " " + text[numbers[0].end() :]):
+    if len(numbers) != 1 or _BEFORE.search(text[: numbers[0].start()]) or _AFTER.match(text, numbers[0].end()):
         return judged(False, found)
     value = _value(numbers[0].group())
     return judged(value is not None and value == _value(expected), found)

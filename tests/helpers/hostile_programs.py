@@ -26,8 +26,8 @@ READS = {
         "    except OSError: pass"
     ),
     "home": "import os\nprint('ESCAPED' if os.listdir(os.path.expanduser('~')) else '')",
-    "root_home": "import os, sys\n"
-    "print('ESCAPED' if [n for n in os.listdir('/root') if not sys.prefix.startswith('/root/' + n)] else '')",
+    "home_of_the_host": "import os, sys\n"
+    "print('ESCAPED' if [n for n in os.listdir('HOST_HOME') if not sys.prefix.startswith('HOST_HOME/' + n)] else '')",
     "tmp_of_the_host": "import os\nprint('ESCAPED' if os.listdir('/tmp') else '')",
     "sys": "import os\nos.listdir('/sys'); print('ESCAPED')",
     "environment": "import os\nprint('ESCAPED' if 'SECRET' in str(os.environ) else '')",

@@ -35,7 +35,9 @@ class Host:
     datagrams: socket.socket
 
     def program(self, text: str) -> str:
-        for name, value in (("CANARY", self.canary), ("PORT", self.server.getsockname()[1]), ("PID", self.process.pid)):
+        port = self.server.getsockname()[1]
+        places = {"CANARY": self.canary, "PORT": port, "PID": self.process.pid, "HOST_HOME": Path.home()}
+        for name, value in places.items():
             text = text.replace(name, str(value))
         return text
 

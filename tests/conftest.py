@@ -45,8 +45,8 @@ TOGETHER = (
     "tests/integration/test_report_page.py",
     "tests/integration/test_release.py",
 )
-# Fixtures that need root.
-ROOT_ONLY = {"small_disk"}
+# Fixtures that need root, and a network where nothing was fetched before.
+ROOT_ONLY, FETCHED = {"small_disk"}, {"qwen3", "gptoss"}
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
@@ -55,7 +55,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         path = item.path.relative_to(ROOT).as_posix()
         item.add_marker(pytest.mark.xdist_group("run" if path.startswith(TOGETHER) else path))
-        needs_root = ROOT_ONLY & set(getattr(item, "fixturenames", ()))
+        fixtures = set(getattr(item, "fixturenames", ()))
+        needs_root = ROOT_ONLY & fixtures
+        if FETCHED & fixtures:
+            item.add_marker(pytest.mark.network)
         if path.startswith("tests/slurm/") or needs_root or item.get_closest_marker("network"):
             item.add_marker(pytest.mark.full)
 

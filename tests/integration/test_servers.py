@@ -248,7 +248,7 @@ def test_a_server_that_cannot_start_or_ends_is_said_once(tokenizer: ChatTokenize
     ):
         ServerEngine(MODEL, own_server("--logprobs-mode", "processed_logprobs"))
     found = ServerEngine(MODEL, own_server())
-    group = psutil.Process().children()[-1]
+    group = max(psutil.Process().children(), key=psutil.Process.create_time)
     ended = found.generate(requests(tokenizer, 1.0) * 20)
     next(ended)
     group.terminate()

@@ -230,17 +230,17 @@ def test_a_time_limit_shorter_than_the_stage(run: StageRun, undisturbed: Path) -
 
 def test_a_stage_whose_saves_take_longer_than_its_grace_period(run: StageRun, undisturbed: Path) -> None:
     """What its log says of a save, known only since it runs, makes it stop before Slurm's signal."""
-    run.overrides += ["launch.training.time='00:01:00'", "launch.grace_period_seconds=5"]
+    run.overrides += ["launch.training.time='00:02:00'", "launch.grace_period_seconds=5"]
     run.submit()
     with slowed(run.until_it_trains()) as still:
         with (run.stage / "saves.jsonl").open("a") as file:
-            file.write('{"step": 10, "seconds": 20.0}\n')
+            file.write('{"step": 10, "seconds": 50.0}\n')
         run.until(lambda: not still(), "end of the first job")
     assert 0 < len(run.losses()) < 60
     check_done(run, undisturbed)
     ran = [int(seconds) for seconds in run.accounting(TRAIN, "ElapsedRaw")]
     assert len(ran) >= 2
-    assert max(ran) < 50, ran  # the limit less Slurm's lead
+    assert max(ran) < 110, ran  # the limit less Slurm's lead
 
 
 def test_a_job_that_someone_requeues(run: StageRun, undisturbed: Path) -> None:

@@ -13,7 +13,6 @@ from dasd_megatron.tokenization.tokenizer import ChatTokenizer
 
 REASONING, ANSWER = "We need x.\n\nSo 2+2 = 4.", "It is **4**.\n\nDone."
 TEXT = f"<think>\n{REASONING}\n</think>\n\n{ANSWER}"
-pytestmark = pytest.mark.network
 
 
 def whole(

@@ -54,7 +54,6 @@ def test_think_goes_on_from_a_prefix(teacher_tokenizer: ChatTokenizer) -> None:
     assert response.token_starts.tolist() == [13, 21, 22]
 
 
-@pytest.mark.network
 def test_think_opened_by_the_template(qwen3: ChatTokenizer) -> None:
     """Thinking models' templates write `<think>` themselves: it belongs to the response all the same."""
     style = Think(qwen3)
@@ -68,7 +67,6 @@ def test_think_opened_by_the_template(qwen3: ChatTokenizer) -> None:
     assert style.prefix_ids("<think>Hm", prompt) == qwen3.encode("Hm")
 
 
-@pytest.mark.network
 def test_a_student_whose_template_opens_the_reasoning_does_not_open_it_again(qwen3: ChatTokenizer) -> None:
     text = "<think>\nHm.\n</think>\n\n4"
     prompt = qwen3.encode("<|im_start|>assistant\n<think>\n")
@@ -79,7 +77,6 @@ def test_a_student_whose_template_opens_the_reasoning_does_not_open_it_again(qwe
     assert qwen3.decode_bytes(closed).decode() == text + "<|im_end|>"
 
 
-@pytest.mark.network
 def test_broken_characters_are_a_problem(qwen3: ChatTokenizer) -> None:
     ids = qwen3.encode("<think>🤷🏽‍♀️</think>x")
     problems = set()
@@ -96,7 +93,6 @@ RESPONSE = (
 )
 
 
-@pytest.mark.network
 def test_harmony_becomes_think(gptoss: ChatTokenizer) -> None:
     ids = gptoss.encode(RESPONSE)
     response = Harmony(gptoss).parse([], [], ids, stopped=True)
@@ -114,7 +110,6 @@ def test_harmony_becomes_think(gptoss: ChatTokenizer) -> None:
     assert content.decode() == REASONING + ANSWER
 
 
-@pytest.mark.network
 @pytest.mark.parametrize("cut", range(1, 40, 3))
 def test_harmony_goes_on_from_any_prefix(gptoss: ChatTokenizer, cut: int) -> None:
     """The student's prefix in think form, the teacher's continuation in its own: together one canonical text."""
@@ -132,7 +127,6 @@ def test_harmony_goes_on_from_any_prefix(gptoss: ChatTokenizer, cut: int) -> Non
     assert response.problem is None
 
 
-@pytest.mark.network
 def test_harmony_prefix_in_the_answer(gptoss: ChatTokenizer) -> None:
     style = Harmony(gptoss)
     prefix = f"<think>\n{REASONING}\n</think>\n\nThe answer"
@@ -144,7 +138,6 @@ def test_harmony_prefix_in_the_answer(gptoss: ChatTokenizer) -> None:
 FINAL = "<|start|>assistant<|channel|>final<|message|>b<|return|>"
 
 
-@pytest.mark.network
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
@@ -169,7 +162,6 @@ def test_harmony_needs_its_tokens(student_tokenizer: ChatTokenizer) -> None:
         response_format("harmony", student_tokenizer)
 
 
-@pytest.mark.network
 def test_harmony_ended_by_another_stop_token(gptoss: ChatTokenizer) -> None:
     ids = gptoss.encode(RESPONSE.replace("<|return|>", "<|endoftext|>"))
     response = Harmony(gptoss).parse([], [], ids, stopped=True)

@@ -60,21 +60,18 @@ def check_partition(tokenizer: ChatTokenizer, text: str) -> None:
         assert sentences[owner] <= start <= end
 
 
-@pytest.mark.network
 @real
 @given(text=texts)
 def test_qwen3_partition(qwen3: ChatTokenizer, text: str) -> None:
     check_partition(qwen3, text)
 
 
-@pytest.mark.network
 @real
 @given(text=texts)
 def test_gptoss_partition(gptoss: ChatTokenizer, text: str) -> None:
     check_partition(gptoss, text)
 
 
-@pytest.mark.network
 @real
 @given(text=texts)
 def test_two_tokenizers_meet_at_the_same_bytes(qwen3: ChatTokenizer, gptoss: ChatTokenizer, text: str) -> None:
@@ -88,7 +85,6 @@ def test_two_tokenizers_meet_at_the_same_bytes(qwen3: ChatTokenizer, gptoss: Cha
                 assert tokenizer.token_bytes[token] == data[begin:end]
 
 
-@pytest.mark.network
 def test_normalised_text_still_partitions(qwen3: ChatTokenizer) -> None:
     text = "e\u0301 x A\u030a."  # Qwen's tokenizer makes é and Å of these
     ids, starts = qwen3.encode_with_spans([text])[0]
@@ -143,14 +139,12 @@ def test_end_of_turn_comes_from_the_template() -> None:
     assert _toy("student").end_of_turn_id == _toy("student").token_id("<|im_end|>")
 
 
-@pytest.mark.network
 def test_real_prompt_is_the_templates(qwen3: ChatTokenizer) -> None:
     prompt = qwen3.decode_bytes(qwen3.prompt_ids("What is 2+2?")).decode()
     assert prompt == "<|im_start|>user\nWhat is 2+2?<|im_end|>\n<|im_start|>assistant\n"
     assert qwen3.end_of_turn_id == qwen3.token_id("<|im_end|>")
 
 
-@pytest.mark.network
 def test_system_prompt_and_template_settings(qwen3: ChatTokenizer) -> None:
     other = ChatTokenizer(
         qwen3.folder,

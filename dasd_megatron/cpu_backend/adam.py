@@ -14,6 +14,12 @@ import torch
 class ReferenceAdam(torch.optim.Optimizer):
     """AdamW; state `exp_avg` and `exp_avg_sq` a parameter, `step` a group."""
 
+    # Without what keeps the compiler away from them, which would load the compiler: a second of each rank's start.
+    add_param_group = torch.optim.Optimizer.add_param_group.__wrapped__  # type: ignore[attr-defined]
+    zero_grad = torch.optim.Optimizer.zero_grad.__wrapped__  # type: ignore[attr-defined]
+    state_dict = torch.optim.Optimizer.state_dict.__wrapped__  # type: ignore[attr-defined]
+    load_state_dict = torch.optim.Optimizer.load_state_dict.__wrapped__  # type: ignore[attr-defined]
+
     def __init__(
         self,
         params: Any,

@@ -132,6 +132,26 @@ def _megatron_torch() -> types.ModuleType:
 _TORCH = _megatron_torch()
 
 
+# By Megatron's module: what it imports for log files that nothing here writes. Together with the compiler (below) that is half
+# the time in which a process starts.
+_NEEDLESS = {"megatron.core.timers": ("wandb", "torch.utils.tensorboard")}
+
+
+@contextlib.contextmanager
+def _light(name: str) -> Iterator[None]:
+    """While one of megatron's modules is executed: nothing is compiled, which would load torch's compiler, and what it doesn't
+    need isn't found."""
+    compile_, hidden = torch.compile, [needless for needless in _NEEDLESS.get(name, ()) if needless not in sys.modules]
+    torch.compile = lambda model=None, **_: model if model is not None else (lambda function: function)  # type: ignore[assignment,misc]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        torch.compile = compile_  # type: ignore[misc]
+        for needless in hidden:
+            del sys.modules[needless]
+
+
 def _patch(module: Any) -> None:
     """Called once for every megatron module, right after it was executed."""
     if getattr(module, "torch", None) is torch:
@@ -189,7 +209,8 @@ class _Finder(importlib.abc.MetaPathFinder):
         execute = spec.loader.exec_module
 
         def execute_and_patch(module: types.ModuleType) -> None:
-            execute(module)
+            with _light(name):
+                execute(module)
             _patch(module)
 
         spec.loader.exec_module = execute_and_patch  # type: ignore[method-assign]

@@ -49,7 +49,9 @@ class ServedModel:
         body = {"model": self.name, "prompt": self._ids, "max_tokens": 1, "logprobs": 0, **PLAIN}
         # So cold that both take the likeliest token.
         greedy, cold = [
-            sample_of(only_choice(await ask("POST", "/completions", {**body, **setting, "return_token_ids": True})))
+            sample_of(
+                only_choice(await ask("POST", "/completions", {**body, **setting, "return_token_ids": True})), url
+            )
             for setting in ({"temperature": 0.0}, {"temperature": COLD, "seed": 0})
         ]
         if greedy.token_ids[0] == cold.token_ids[0] and abs(greedy.logprobs[0] - cold.logprobs[0]) > NOISE:
@@ -127,18 +129,16 @@ def only_choice(answer: Mapping[str, Any]) -> Mapping[str, Any]:
     return choices[0]
 
 
-def sample_of(choice: Mapping[str, Any]) -> Sample:
-    """A completion as a sample. Raises UserError where it lacks token ids or log-probabilities."""
+def sample_of(choice: Mapping[str, Any], server: str = "engine.server") -> Sample:
+    """A completion as a sample. Raises UserError where it lacks token ids or log-probabilities, naming `server`."""
     ids, logprobs = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
     if ids is None or logprobs is None:
         missing = "token ids (return_token_ids)" if ids is None else "log-probabilities (logprobs)"
         raise UserError(
-            f"engine.server: a response came without {missing}, and without them it can't be aligned with the student; servers "
+            f"{server}: a response came without {missing}, and without them it can't be aligned with the student; servers "
             "need vLLM 0.10.2 or later, or what gives the same"
         )
     if len(ids) != len(logprobs):
-        raise UserError(
-            f"engine.server: a response came with {len(ids)} token ids and {len(logprobs)} log-probabilities"
-        )
+        raise UserError(f"{server}: a response came with {len(ids)} token ids and {len(logprobs)} log-probabilities")
     finish_reason: Literal["stop", "length"] = "stop" if choice.get("finish_reason") == "stop" else "length"
     return Sample.of(ids, logprobs, finish_reason)

@@ -2,10 +2,12 @@
 """Peak extra memory of head and cross-entropy, forward and backward, at long context; fused, and as plain PyTorch does it.
 
 On a GPU torch's allocator is asked; on a CPU the process's peak resident memory, above what inputs and gradients take.
+With --arithmetic nothing is measured: the time on an H100 by what each kernel computes and moves, against three ideal products.
 
 examples:
   python benchmarks/fused_loss.py
   python benchmarks/fused_loss.py --tokens 4096 --eager
+  python benchmarks/fused_loss.py --tokens 65536 --hidden 2560 --arithmetic
 """
 
 from __future__ import annotations
@@ -19,8 +21,13 @@ import torch
 
 from dasd_megatron.config.training import ParallelConfig
 from dasd_megatron.megatron_model.process_groups import process_groups
+from dasd_megatron.models.loss_tiles import tile_tokens
+from dasd_megatron.training.cross_entropy import COLUMNS
 from dasd_megatron.training.device_stats import peak_resident_bytes
 from dasd_megatron.training.fused_loss import loss_sum
+
+# Of an H100 SXM: FLOP/s that large products in bf16 reach, and bytes/s of its memory.
+PRODUCTS, MEMORY = 600e12, 3.35e12
 
 
 def measure(tokens: int, vocabulary: int, hidden: int, eager: bool) -> dict[str, float]:
@@ -50,6 +57,30 @@ def measure(tokens: int, vocabulary: int, hidden: int, eager: bool) -> dict[str,
     }
 
 
+def arithmetic(tokens: int, vocabulary: int, hidden: int) -> dict[str, float]:
+    """Milliseconds on an H100, forward and backward: three ideal products; the kernels, each by the longer of computing and
+    moving; and all of both one after the other, as if no product read while it computes. Caches don't count.
+    """
+    tiles, parts = -(-tokens // tile_tokens("gpu", vocabulary)), -(-vocabulary // COLUMNS)
+    logits, weight, states = tokens * vocabulary, vocabulary * hidden, tokens * hidden
+    flops = 2 * logits * hidden
+    kernels = {  # FLOPs, and bytes: logits and sums in float32, all else in bf16
+        "logits": (flops, 4 * logits + tiles * 2 * weight + 2 * states),
+        "statistics": (0, 4 * logits),
+        "gradients of logits": (0, (4 + 2) * logits),
+        "gradients of states": (flops, 2 * logits + tiles * 2 * weight + parts * 8 * states),
+        "gradients of weights": (flops, 2 * logits + parts * 2 * states + tiles * 8 * weight),
+    }
+    times = [(computed / PRODUCTS, moved / MEMORY) for computed, moved in kernels.values()]
+    ideal, overlapped, apart = 3 * flops / PRODUCTS, sum(map(max, times)), sum(map(sum, times))
+    return {
+        "ideal_ms": 1e3 * ideal,
+        "ms": 1e3 * overlapped,
+        "times_ideal": overlapped / ideal,
+        "times_ideal_without_overlap": apart / ideal,
+    }
+
+
 def _memory(on_gpu: bool) -> int:
     """Peak so far, in bytes."""
     if on_gpu:
@@ -69,7 +100,11 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=151_936)
     parser.add_argument("--hidden", type=int, default=64, help="small: it adds no logits")
     parser.add_argument("--eager", action="store_true", help="as plain PyTorch does it")
+    parser.add_argument("--arithmetic", action="store_true", help="measure nothing: count")
     args = parser.parse_args()
+    if args.arithmetic:
+        print(json.dumps(arithmetic(args.tokens, args.vocabulary, args.hidden)))
+        return
     with process_groups(ParallelConfig(), seed=0):
         print(json.dumps(measure(args.tokens, args.vocabulary, args.hidden, args.eager)))
 

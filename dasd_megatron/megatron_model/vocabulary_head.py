@@ -56,3 +56,13 @@ def float32_product(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor |
         return torch.mm(left, right, out_dtype=torch.float32, out=out)
     product = left @ right
     return product.float() if out is None else out.copy_(product)
+
+
+def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """Adds a matrix product to `total`, float32, whatever the factors' precision."""
+    if left.dtype is torch.float32:
+        torch.addmm(total, left, right, out=total)
+    elif left.is_cuda:
+        torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
+    else:
+        total += left @ right

@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dasd_megatron.config.training import MemoryConfig, ParallelConfig, TrainingConfig
+from dasd_megatron.models.loss_tiles import tile_tokens
 from dasd_megatron.models.parameter_count import stage_parameters
 from dasd_megatron.models.shape import ModelShape
 
 Backend = Literal["cpu", "gpu"]
-
-# Logits of one chunk of the fused loss, see training/fused_loss.py; two chunks live while one follows the other.
-LOGITS_BYTES = 2 * 4 * (32 << 20)
 
 
 @dataclass(frozen=True)
@@ -77,9 +75,8 @@ def _stage_memory(
     logits = 0.0
     if last:
         rows = -(-shape.vocabulary // parallel.tensor)
-        logits = min(LOGITS_BYTES, 2 * 4 * own_tokens * rows)  # fp32
-        # The gradients of the head's rows, and of what goes into it.
-        logits += size * rows * shape.hidden + 4 * own_tokens * shape.hidden
+        logits = 4 * min(own_tokens, tile_tokens(backend, rows)) * rows
+        logits += size * own_tokens * shape.hidden  # the gradient of what goes into the head
     return RankMemory(
         parameters=dense + experts,
         weights=size * (dense + experts),

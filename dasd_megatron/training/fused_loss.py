@@ -1,21 +1,22 @@
-"""Head and cross-entropy in one, in chunks of the vocabulary: no tensor of tokens x vocabulary is ever made.
+"""Head and cross-entropy in one, a tile of tokens at a time: no tensor of tokens x vocabulary is ever made.
 
-The logits of a chunk are computed, used and dropped; the backward pass computes them again. Chunks run over the vocabulary,
-not over tokens, so that each row of the head's gradient is written once.
+Once a tile's logits are there, so are their gradients: they are turned into those of hidden states and weights in the forward
+pass, and nothing is computed twice. That is three matrix products in all, the fewest there can be.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.autograd.function import once_differentiable
 
-from dasd_megatron.megatron_model.vocabulary_head import HeadRows, float32_product, whole_hidden_states
-
-# Logits of one chunk: 128 MiB in fp32, whatever the number of tokens.
-CHUNK_ELEMENTS = 32 << 20
+from dasd_megatron.megatron_model.vocabulary_head import HeadRows, add_product, float32_product, whole_hidden_states
+from dasd_megatron.models.loss_tiles import tile_tokens
+from dasd_megatron.training.cross_entropy import COLUMNS, logit_gradients, row_statistics
 
 
 def loss_sum(
@@ -28,87 +29,121 @@ def loss_sum(
 ) -> torch.Tensor:
     """Sum of the cross-entropy over this rank's targets, in nats, float32 []. The same on all tensor-parallel ranks.
 
+    The head's gradient is added to `weight.main_grad` (float32) where there is one, as Megatron's buffers are, and no gradient
+    of the sum but 1 is then taken.
+
     Args:
         hidden_states: [tokens, 1, hidden], output of the final norm; with sequence parallelism, this rank's share of tokens.
         weight: [rows, hidden], this tensor-parallel rank's rows of the head.
         labels: int64 [1, tokens].
-        loss_mask: float [1, tokens]; positions with 0 cost nothing.
+        loss_mask: float [1, tokens]; positions with 0 cost nothing, all others the same.
         vocabulary: size without padding; padded rows take no part in the softmax.
     """
     hidden = whole_hidden_states(hidden_states, sequence_parallel)
     head = HeadRows.of(weight, vocabulary)
     targets = loss_mask[0].nonzero()[:, 0]
-    losses: torch.Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden.index_select(0, targets), weight, labels[0, targets] - head.first, head.count, head.group
+    main_grad = getattr(weight, "main_grad", None)
+    with_gradients = torch.is_grad_enabled() and hidden.requires_grad
+    loss: torch.Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, targets, labels[0, targets] - head.first, head, main_grad, with_gradients
     )
-    return torch.dot(losses, loss_mask[0, targets].float())
+    return loss
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Cross-entropy of each token, float32 [tokens], over a vocabulary whose rows are split over `group`."""
+    """Sum of the targets' cross-entropy, float32 [], over a vocabulary whose rows are split over ranks."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, rows: int, group: dist.ProcessGroup
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        targets: torch.Tensor,
+        labels: torch.Tensor,
+        head: HeadRows,
+        main_grad: torch.Tensor | None,
+        with_gradients: bool,
     ) -> torch.Tensor:
-        """`labels` count from this rank's first row; those outside [0, rows) belong to other ranks."""
-        tokens = hidden.shape[0]
-        running_max = hidden.new_full((tokens,), torch.finfo(torch.float32).min, dtype=torch.float32)
-        total = torch.zeros_like(running_max)  # of exp(logit - running_max)
-        chosen = torch.zeros_like(running_max)  # the label's logit
-        # Softmax in one pass over the vocabulary: the sum so far is rescaled whenever a chunk has a larger logit.
-        for start, end in _chunks(tokens, rows):
-            logits = float32_product(hidden, weight[start:end].t())
-            _take_labels(chosen, logits, labels, start, end)
-            new_max = torch.maximum(running_max, logits.amax(1))
-            total = total * (running_max - new_max).exp() + logits.sub_(new_max[:, None]).exp_().sum(1)
-            running_max = new_max
-        # Two collectives of tokens each, instead of the logits: the maximum, then sums relative to it. A label's logit is 0 on
-        # all ranks but the one with its row.
-        if group.size() > 1:
-            own = running_max.clone()
-            dist.all_reduce(running_max, op=dist.ReduceOp.MAX, group=group)
-            sums = torch.stack([total * (own - running_max).exp(), chosen])
-            dist.all_reduce(sums, group=group)
-            total, chosen = sums
-        log_sum = running_max + total.log()
-        ctx.save_for_backward(hidden, weight, labels, log_sum)
-        ctx.rows = rows
-        return log_sum - chosen
+        """`targets` are rows of `hidden`; their `labels` count from this rank's first row, and may be other ranks'."""
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        grad_hidden = torch.zeros_like(hidden) if with_gradients else None
+        grad_weight = main_grad
+        if with_gradients and main_grad is None:
+            grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        rows, size = weight[: head.count], tile_tokens("gpu" if hidden.is_cuda else "cpu", head.count)
+        # The same memory for every tile: what the system has to clear first costs a CPU half as much as the product.
+        memory = torch.empty(min(size, len(targets)), head.count, dtype=torch.float32, device=hidden.device)
+        for tile in _slices(len(targets), size):
+            states, own = hidden.index_select(0, targets[tile]), labels[tile]
+            logits = float32_product(states, rows.t(), out=memory[: len(states)])
+            log_sum, chosen = _statistics(logits, own, head.group)
+            total += (log_sum - chosen).sum()
+            if grad_hidden is not None and grad_weight is not None:
+                gradient = _tile_gradients(logits, own, log_sum, states, rows, grad_weight)
+                grad_hidden.index_copy_(0, targets[tile], gradient.to(hidden.dtype))
+        ctx.grad_hidden, ctx.main_grad = grad_hidden, main_grad
+        ctx.grad_weight = None if main_grad is not None or grad_weight is None else grad_weight.to(weight.dtype)
+        return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None, None]:
-        """Gradients of the tokens' hidden states (this rank's part of the sum) and of this rank's rows."""
-        hidden, weight, labels, log_sum = ctx.saved_tensors
-        (grad_losses,) = grads
-        grad_hidden = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
-        grad_weight = torch.empty_like(weight)
-        grad_weight[ctx.rows :] = 0
-        # The gradient of a logit is its probability, less 1 for the label. No collective: what other ranks' rows add to the
-        # hidden states' gradient is summed where the hidden states came from (loss_sum).
-        for start, end in _chunks(hidden.shape[0], ctx.rows):
-            probabilities = float32_product(hidden, weight[start:end].t()).sub_(log_sum[:, None]).exp_()
-            here = ((labels >= start) & (labels < end)).nonzero()[:, 0]
-            probabilities[here, labels[here] - start] -= 1.0
-            grad_logits = probabilities.mul_(grad_losses[:, None]).to(hidden.dtype)
-            _add_product(grad_hidden, grad_logits, weight[start:end])
-            torch.mm(grad_logits.t(), hidden, out=grad_weight[start:end])
-        return grad_hidden.to(hidden.dtype), grad_weight, None, None, None
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Gradients of the hidden states (this rank's part of the sum) and of this rank's rows."""
+        (grad,) = grads
+        nothing = (None,) * 5
+        if ctx.main_grad is not None:
+            torch._assert_async(
+                grad == 1, "the loss is scaled, and the head's gradient was added to main_grad without that"
+            )
+            return ctx.grad_hidden, None, *nothing
+        return ctx.grad_hidden * grad, ctx.grad_weight * grad, *nothing
 
 
-def _chunks(tokens: int, rows: int) -> Iterator[tuple[int, int]]:
-    size = max(1, CHUNK_ELEMENTS // max(1, tokens))
-    size = -(-size // 64) * 64  # whole tiles of a matrix product
-    return ((start, min(start + size, rows)) for start in range(0, rows, size))
+def _slices(length: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, length)) for start in range(0, length, size))
 
 
-def _take_labels(chosen: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, start: int, end: int) -> None:
-    here = ((labels >= start) & (labels < end)).nonzero()[:, 0]
-    chosen[here] = logits[here, labels[here] - start]
+def _statistics(
+    logits: torch.Tensor, labels: torch.Tensor, group: dist.ProcessGroup
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each token over all ranks, float32 [tokens]: the logarithm of the softmax's denominator, and the label's logit."""
+    largest, total, chosen = (_kernels()[0] if logits.is_cuda else row_statistics)(logits, labels)
+    # Two collectives of tokens each, instead of the logits: the maximum, then sums relative to it. A label's logit is 0 on
+    # all ranks but the one with its row.
+    if group.size() > 1:
+        own = largest.clone()
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=group)
+        sums = torch.stack([total * (own - largest).exp(), chosen])
+        dist.all_reduce(sums, group=group)
+        total, chosen = sums
+    return largest + total.log(), chosen
 
 
-def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    if left.dtype is torch.float32:
-        torch.addmm(total, left, right, out=total)
-    else:
-        total += float32_product(left, right)
+def _tile_gradients(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    log_sum: torch.Tensor,
+    states: torch.Tensor,
+    rows: torch.Tensor,
+    grad_weight: torch.Tensor,
+) -> torch.Tensor:
+    """The gradient of a tile's hidden states, float32 [tokens, hidden]; that of the rows is added to theirs. The logits are lost.
+
+    No collective: what other ranks' rows add to the hidden states' gradient is summed where those came from (loss_sum).
+    """
+    gradients = _kernels()[1] if logits.is_cuda else logit_gradients
+    grad_states = torch.zeros(states.shape, dtype=torch.float32, device=states.device)
+    for columns in _slices(logits.shape[1], COLUMNS):
+        part = gradients(logits[:, columns], labels - columns.start, log_sum, states.dtype)
+        add_product(grad_states, part, rows[columns])
+        add_product(grad_weight[columns], part.t(), states)
+    return grad_states
+
+
+def _kernels() -> tuple[Any, Any]:
+    """What does these two things on a GPU, in one pass over the logits each; without Triton the same as on a CPU."""
+    if importlib.util.find_spec("triton") is None:
+        return row_statistics, logit_gradients
+    from dasd_megatron.training import cross_entropy_kernels
+
+    return cross_entropy_kernels.fused_row_statistics, cross_entropy_kernels.fused_logit_gradients

@@ -26,15 +26,16 @@ def run_on_ranks(function: str, parallel: ParallelConfig, out: Path, **arguments
     return [json.loads(Path(f"{out}-{rank}.json").read_text()) for rank in range(parallel.world_size)]
 
 
-def fused_loss(parallel: ParallelConfig, vocabulary: int, chunk_elements: int) -> dict[str, float]:
+def fused_loss(parallel: ParallelConfig, vocabulary: int, tile_elements: int) -> dict[str, float]:
     """Relative differences of the fused loss from the eager one, in value and gradients."""
     import torch
     from megatron.core import parallel_state
 
     from dasd_megatron.megatron_model.build_model import padded_vocabulary
+    from dasd_megatron.models import loss_tiles
     from dasd_megatron.training import fused_loss
 
-    fused_loss.CHUNK_ELEMENTS = chunk_elements
+    loss_tiles.TILE_ELEMENTS, fused_loss.COLUMNS = {"cpu": tile_elements}, 256
     size, rank = parallel.tensor, parallel_state.get_tensor_model_parallel_rank()
     generator = torch.Generator().manual_seed(0)
     tokens, hidden, rows = 64, 48, padded_vocabulary(vocabulary, size)

@@ -57,15 +57,15 @@ def test_documents_are_isolated(model: Path, tmp_path: Path, name: str, isolate:
     assert (max(change["others"] for change in changes) == 0) is isolate
 
 
-@pytest.mark.parametrize("chunk_elements", [32 << 20, 4096])
+@pytest.mark.parametrize("tile_elements", [32 << 20, 4096])
 @pytest.mark.parametrize(
     "parallel",
     [ParallelConfig(), ParallelConfig(tensor=2, sequence=False), ParallelConfig(tensor=2)],
     ids=["tp1", "tp2", "tp2-sp"],
 )
-def test_fused_loss_equals_eager(parallel: ParallelConfig, chunk_elements: int, tmp_path: Path) -> None:
-    """In one chunk and in several; the vocabulary divides by no tensor-parallel size, so rows are padded."""
-    for found in run_on_ranks("fused_loss", parallel, tmp_path / "out", vocabulary=1031, chunk_elements=chunk_elements):
+def test_fused_loss_equals_eager(parallel: ParallelConfig, tile_elements: int, tmp_path: Path) -> None:
+    """In one tile and in several; the vocabulary divides by no tensor-parallel size, so rows are padded."""
+    for found in run_on_ranks("fused_loss", parallel, tmp_path / "out", vocabulary=1031, tile_elements=tile_elements):
         assert found["loss"] < 1e-6
         assert found["hidden"] < 1e-6
         assert found["weight"] < 1e-6

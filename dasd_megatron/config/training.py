@@ -28,6 +28,10 @@ class ParallelConfig(Config):
     context: Positive = 1
     """Splits every document, for contexts that are too long for one GPU."""
 
+    context_comm: Literal["p2p", "a2a"] = "p2p"
+    """What context-parallel ranks exchange: keys and values around a ring (p2p), or tokens for heads (a2a: fewer messages, and
+    tensor x context must divide the key-value heads). Attention with sinks is always a2a. Without effect on a CPU."""
+
     data: Positive = 1
     """Splits the packs of a global batch."""
 
@@ -116,6 +120,10 @@ class TrainingConfig(Config):
 
     fp8_bf16_layers: NonNegative = 0
     """This number of layers at each end of the model stay in bf16."""
+
+    attention: ExecutionOnly[Literal["auto", "cudnn", "flash"]] = "auto"
+    """The attention of Transformer Engine that is used on GPUs: cuDNN's, FlashAttention's (3, or 2 where only that is installed),
+    or its own choice. An unfused one is refused above 4,096 tokens. Without effect on a CPU."""
 
     moe_aux_loss_coeff: float | None = Field(None, ge=0)
     """Weight of the load-balancing loss of a mixture of experts; by default the model's own (router_aux_loss_coef)."""

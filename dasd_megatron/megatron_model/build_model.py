@@ -12,6 +12,7 @@ from megatron.core import parallel_state
 from megatron.core.fusions.fused_bias_geglu import quick_gelu
 from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+from megatron.core.transformer.enums import AttnBackend
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from dasd_megatron.config.training import MemoryConfig, ParallelConfig, TrainingConfig
@@ -21,6 +22,7 @@ from dasd_megatron.models.hf_model import HFModel
 from dasd_megatron.utils.errors import UserError
 
 _ACTIVATIONS = {"silu": torch.nn.functional.silu, "quick_gelu": quick_gelu}
+_ATTENTIONS = {"auto": AttnBackend.auto, "cudnn": AttnBackend.fused, "flash": AttnBackend.flash}
 # Transformer Engine names the weights and biases of grouped experts by their number.
 _GROUPED_EXPERT = re.compile(r"experts\.(linear_fc\d)\.(weight|bias)(\d+)$")
 
@@ -31,13 +33,14 @@ class ModelOptions:
 
     Attributes:
         dtype: of parameters and activations.
-        fp8, fp8_bf16_layers, moe_aux_loss_coeff: see `training` in the recipe.
+        fp8, fp8_bf16_layers, attention, moe_aux_loss_coeff: see `training` in the recipe.
         memory: see `memory` in the recipe.
     """
 
     dtype: torch.dtype = torch.float32
     fp8: str | None = None
     fp8_bf16_layers: int = 0
+    attention: str = "auto"
     moe_aux_loss_coeff: float | None = None
     memory: MemoryConfig = field(default_factory=MemoryConfig)
 
@@ -45,7 +48,9 @@ class ModelOptions:
     def of(cls, training: TrainingConfig, memory: MemoryConfig) -> ModelOptions:
         """From the recipe's sections."""
         dtype = torch.bfloat16 if training.precision == "bf16" else torch.float32
-        return cls(dtype, training.fp8, training.fp8_bf16_layers, training.moe_aux_loss_coeff, memory)
+        return cls(
+            dtype, training.fp8, training.fp8_bf16_layers, training.attention, training.moe_aux_loss_coeff, memory
+        )
 
 
 def transformer_config(hf: HFModel, parallel: ParallelConfig, options: ModelOptions) -> TransformerConfig:
@@ -80,6 +85,7 @@ def transformer_config(hf: HFModel, parallel: ParallelConfig, options: ModelOpti
         "gradient_accumulation_fusion": False,
         "masked_softmax_fusion": False,
         "persist_layer_norm": False,
+        "attention_backend": _ATTENTIONS[options.attention],
     }
     arguments |= hf.megatron_arguments
     arguments["activation_func"] = _ACTIVATIONS[arguments["activation_func"]]
@@ -137,17 +143,22 @@ def _build_chunk(
         vp_stage=vp_stage,
     )
     model.rotary_pos_emb.inv_freq = hf.rope.inverse_frequencies
-    _mark_sinks(model)
+    _mark_sinks(model, parallel.context)
     if torch.cuda.is_available():
         model.cuda(torch.cuda.current_device())
     return model.to(dtype=config.params_dtype)
 
 
-def _mark_sinks(model: GPTModel) -> None:
-    """Each tensor-parallel rank has its own heads' sinks; unmarked, those of the first rank alone count in the norm."""
+def _mark_sinks(model: GPTModel, context: int) -> None:
+    """Each tensor-parallel rank has its own heads' sinks; unmarked, those of the first rank alone count in the norm.
+
+    Transformer Engine gives every context-parallel rank the gradient over all tokens, and Megatron adds up those of the ranks.
+    """
     for name, parameter in model.named_parameters():
         if name.endswith(".softmax_offset"):
             set_tensor_model_parallel_attributes(parameter, is_parallel=True, dim=0, stride=1)
+            if context > 1 and torch.cuda.is_available():
+                parameter.register_hook(lambda gradient: gradient / context)
 
 
 def _block_spec(config: TransformerConfig, vp_stage: int | None) -> object:
@@ -176,6 +187,7 @@ def _parallelism(parallel: ParallelConfig) -> dict[str, Any]:
         "pipeline_model_parallel_size": parallel.pipeline,
         "virtual_pipeline_model_parallel_size": parallel.virtual_pipeline if interleaved else None,
         "context_parallel_size": parallel.context,
+        **({"cp_comm_type": "a2a"} if parallel.context_comm == "a2a" else {}),
         "expert_model_parallel_size": parallel.expert,
         # The interleaved schedule with batched communication gives wrong gradients over two stages.
         "overlap_p2p_comm": interleaved,

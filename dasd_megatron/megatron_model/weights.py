@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.models.gpt import GPTModel
 from torch.distributed.checkpoint.api import CheckpointException
 
 from dasd_megatron.models.checkpoint_index import read_index
 from dasd_megatron.utils.errors import UserError
+
+# Transformer Engine's; those of grouped experts have a number.
+_EXTRA_STATE = re.compile(r"\._extra_state\d*$")
 
 
 def load_weights(chunks: Sequence[GPTModel], folder: Path) -> None:
@@ -22,14 +27,30 @@ def load_weights(chunks: Sequence[GPTModel], folder: Path) -> None:
 
 
 def sharded_weights(chunks: Sequence[GPTModel]) -> dict[str, Any]:
-    """Weights by chunk; inside, tensors have names that don't depend on the layout."""
-    return {f"model{n}": chunk.sharded_state_dict(metadata=save_metadata()) for n, chunk in enumerate(chunks)}
+    """Weights by chunk; inside, tensors have names that don't depend on the layout.
+
+    Transformer Engine's extra states are left empty: they are pickles (training/checkpoint/fp8_scales.py has what is in them).
+    """
+    state = {f"model{n}": chunk.sharded_state_dict(metadata=save_metadata()) for n, chunk in enumerate(chunks)}
+    for part in state.values():
+        for name in filter(_is_extra_state, part):
+            part[name].data = _nothing()
+    return state
 
 
 def set_weights(chunks: Sequence[GPTModel], state: Mapping[str, Any]) -> None:
     """Puts loaded weights into the chunks."""
     for number, chunk in enumerate(chunks):
-        chunk.load_state_dict(state[f"model{number}"])
+        part = state[f"model{number}"]
+        chunk.load_state_dict({name: _nothing() if _is_extra_state(name) else value for name, value in part.items()})
+
+
+def _is_extra_state(name: str) -> bool:
+    return bool(_EXTRA_STATE.search(name))
+
+
+def _nothing() -> torch.Tensor:
+    return torch.empty(0, dtype=torch.uint8)
 
 
 def save_metadata() -> dict[str, Any]:

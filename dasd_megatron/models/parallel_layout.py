@@ -90,11 +90,13 @@ def _problems(
     ):
         if number % tensor:
             yield f"tensor={tensor} doesn't divide the {number} {name}"
-    if model.sinks and parallel.context > 1 and model.query_groups % (tensor * parallel.context):
-        # Transformer Engine exchanges heads for tokens where attention has sinks.
+    # Transformer Engine exchanges heads for tokens where attention has sinks.
+    exchanges_heads = parallel.context > 1 and (model.sinks or parallel.context_comm == "a2a")
+    if exchanges_heads and model.query_groups % (tensor * parallel.context):
+        needs = "attention with sinks" if model.sinks else "context_comm: a2a"
         yield (
             f"context={parallel.context} x tensor={tensor} doesn't divide the {model.query_groups} key-value heads, which "
-            "attention with sinks needs"
+            f"{needs} needs"
         )
     if model.layers % stages:
         chunks = f" x virtual_pipeline={parallel.virtual_pipeline}" if parallel.virtual_pipeline > 1 else ""
@@ -127,6 +129,12 @@ def _setting_problems(
     chunk = model.layers // (parallel.pipeline * parallel.virtual_pipeline)
     if memory.recompute_layers is not None and memory.recompute_layers > chunk:
         yield f"memory.recompute_layers={memory.recompute_layers}, but a model chunk has {chunk} layers"
+    if memory.offload_optimizer and training.precision != "bf16":  # Megatron would fail
+        yield f"memory.offload_optimizer={memory.offload_optimizer} needs training.precision: bf16, not {training.precision}"
+    if (
+        training.fp8 == "delayed" and training.fp8_bf16_layers
+    ):  # the largest values are taken when a pass through all layers ends
+        yield f"training.fp8_bf16_layers={training.fp8_bf16_layers} needs another training.fp8 than delayed"
     if memory.offload_optimizer and not parallel.distributed_optimizer:
         yield f"memory.offload_optimizer={memory.offload_optimizer} needs parallel.distributed_optimizer: true"
 

@@ -131,6 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A step that has much to tokenize has a process for each core. One thread of the tokenizer's pool is half as fast again
         # as none (TOKENIZERS_PARALLELISM=false).
         os.environ["RAYON_NUM_THREADS"] = "1"
+        os.environ.update(step.kind.environment(step.config))
         if args.replica:
             run_replica(step, args.attempt)
             sys.stderr.flush()

@@ -95,6 +95,10 @@ class StepKind(ABC, Generic[C]):
         """As which processes it runs; None: as one."""
         return None
 
+    def environment(self, config: C) -> Mapping[str, str]:
+        """Variables that its processes start with, beside those of the user's environment."""
+        return {}
+
     def image(self, config: C) -> str | None:
         """Which of the cluster's images it runs in where the recipe doesn't say; None: the one of its node group."""
         return None

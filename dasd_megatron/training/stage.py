@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
@@ -18,11 +20,19 @@ from dasd_megatron.models.flops import training_flops
 from dasd_megatron.models.hf_model import HFModel
 from dasd_megatron.models.parallel_layout import check_layout
 from dasd_megatron.steps.step import StepContext
+from dasd_megatron.training.attention_backend import (
+    attention_in_use,
+    check_attention_variables,
+    fused_attention_or_error,
+    refuse_unfused_attention,
+)
 from dasd_megatron.training.checkpoint.checkpoints import StepCheckpoints, save_weights
 from dasd_megatron.training.collectives import all_reduce_max
 from dasd_megatron.training.data import PackDataset
 from dasd_megatron.training.device_stats import memory_gib, peak_flops
 from dasd_megatron.training.fp8_support import check_precision
+from dasd_megatron.training.gpu_environment import shown
+from dasd_megatron.training.gpu_libraries import check_gpu_libraries
 from dasd_megatron.training.lr_schedule import learning_rate
 from dasd_megatron.training.metrics_log import MetricsLog
 from dasd_megatron.training.train_step_config import TrainConfig
@@ -36,6 +46,8 @@ def train(context: StepContext[TrainConfig]) -> dict[str, Any]:
     config, hf = context.config, HFModel(context.inputs["model"])
     context_length = context.artifact("packs").manifest["context_length"]
     check_layout(hf.config, hf.folder, config.parallel, config.training, config.memory, context_length)
+    check_gpu_libraries(hf.shape.sinks)
+    check_attention_variables()
     check_precision(config.training.fp8)
     with stop_requests() as stop, process_groups(config.parallel, config.seed):
         return TrainingStage(context, hf).run(stop)
@@ -51,6 +63,7 @@ class TrainingStage:
         self.steps = self.training.total_steps(len(self.packs))
         options = ModelOptions.of(self.training, self.config.memory)
         self.chunks = build_model(hf, self.config.parallel, options, self.packs.context_length)
+        refuse_unfused_attention(self.packs.context_length)
         load_weights(self.chunks, context.inputs["start"] / CHECKPOINT)
         self.trainer = Trainer(self.chunks, hf, self.config.parallel, self.training, self.config.memory)
 
@@ -82,7 +95,11 @@ class TrainingStage:
         """The steps after `done`, with their checkpoints; what to raise if a signal asked to stop before the last one."""
         for step in range(done + 1, self.steps + 1):
             try:
-                log.append(self._step(step))
+                with fused_attention_or_error(self.training.attention):
+                    line = self._step(step)
+                if step == done + 1:
+                    self._describe_gpu()
+                log.append(line)
             except UserError:  # raised on every rank
                 checkpoints.wait()
                 raise
@@ -104,6 +121,13 @@ class TrainingStage:
                 )
         checkpoints.wait()
         return None
+
+    def _describe_gpu(self) -> None:
+        """What the stage runs on, and what it found set."""
+        if torch.cuda.is_available() and dist.get_rank() == 0:
+            print(
+                f"{torch.cuda.get_device_name()}, attention: {attention_in_use()} {shown(os.environ)}", file=sys.stderr
+            )
 
     def _step(self, step: int) -> dict[str, Any]:
         """The `step`-th optimizer step (from 1); its line in the log, the same on every rank."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +12,7 @@ from dasd_megatron.config.launch import NodeGroup
 from dasd_megatron.models.flops import hours
 from dasd_megatron.steps.cost_estimate import Cost, InputEstimates
 from dasd_megatron.steps.step import Ranks, StepContext, StepKind
+from dasd_megatron.training.gpu_environment import gpu_environment
 from dasd_megatron.training.train_step_config import TrainConfig
 
 
@@ -27,6 +30,10 @@ class TrainStep(StepKind[TrainConfig]):
     def group(self, config: TrainConfig) -> NodeGroup:
         """Nodes for training."""
         return "training"
+
+    def environment(self, config: TrainConfig) -> Mapping[str, str]:
+        """Settings of torch's allocator and CUDA's queues, of which nothing is read without a GPU."""
+        return gpu_environment(config.parallel, os.environ)
 
     def processes(self, config: TrainConfig) -> Ranks:
         """The ranks of the parallel layout."""

@@ -22,6 +22,7 @@ from dasd_megatron.megatron_model.weights import load_sharded, reading, save_met
 from dasd_megatron.models.hf_assets import HF_ASSETS, copy_hf_assets, with_dtype
 from dasd_megatron.models.hf_model import HFModel
 from dasd_megatron.training.checkpoint.async_save import Save, remove
+from dasd_megatron.training.checkpoint.fp8_scales import set_scales, sharded_scales
 from dasd_megatron.training.checkpoint.optimizer_state import restore, sharded_state
 from dasd_megatron.training.checkpoint.random_state import layout, random_states, set_random_states, sharded
 from dasd_megatron.training.train_step_config import TrainConfig
@@ -38,7 +39,7 @@ def save_weights(chunks: Sequence[GPTModel], hf: HFModel, folder: Path) -> None:
 class StepCheckpoints:
     """The checkpoints `folder/step-N` of a stage: everything that the steps after N depend on.
 
-    These are weights, optimizer state and random states; Transformer Engine's FP8 scales are part of the weights' state.
+    These are weights, optimizer state, random states, and the scales of delayed FP8.
     The place in the data and the learning rate are functions of N. Every method is called on every rank.
     """
 
@@ -66,7 +67,8 @@ class StepCheckpoints:
             return
         weights = sharded_weights(self._chunks)
         optimizer, _ = sharded_state(self._optimizer, weights, save_metadata())
-        state = {**weights, "optimizer": optimizer, "random": sharded(random_states())}
+        scales = sharded_scales(self._chunks)
+        state = {**weights, "optimizer": optimizer, "random": sharded(random_states()), "fp8": scales}
         # Values that aren't sharded: the same on every rank.
         common = {"step": step, "random_layout": layout(), "distributed_optimizer": self._distributed}
         self._began = time.monotonic()
@@ -156,9 +158,10 @@ class StepCheckpoints:
             raise UserError(f"{folder}: holds step {step}; it was renamed, or copied from elsewhere")
         weights = sharded_weights(self._chunks)
         optimizer, own = sharded_state(self._optimizer, weights, save_metadata(), is_loading=True)
-        wanted = {**weights, "optimizer": optimizer}
+        wanted = {**weights, "optimizer": optimizer, "fp8": sharded_scales(self._chunks, is_loading=True)}
         state = load_sharded({**wanted, "random": sharded(None)} if same_layout else wanted, folder)
         set_weights(self._chunks, state)
+        set_scales(self._chunks, state["fp8"])
         restore(self._optimizer, state["optimizer"], own, step)
         if same_layout:
             set_random_states(state["random"])

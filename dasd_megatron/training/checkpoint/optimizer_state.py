@@ -9,6 +9,7 @@ import torch
 from megatron.core.dist_checkpointing.dict_utils import merge
 from megatron.core.dist_checkpointing.utils import extract_sharded_base
 from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from dasd_megatron.cpu_backend.megatron_without_cuda import optimizer_checks
@@ -41,6 +42,11 @@ def restore(optimizer: MegatronOptimizer, loaded: dict[str, Any], own: dict[str,
         group["step"] = step
     with optimizer_checks():
         optimizer.load_state_dict(state)
+    for part in _parts(optimizer):
+        if isinstance(part.optimizer, HybridDeviceOptimizer):
+            # Its optimizers of host and GPU count for themselves; a count here would be given to them before every update.
+            for group in part.optimizer.param_groups:
+                group.pop("step", None)
 
 
 def _groups(state: Any) -> Iterator[dict[str, Any]]:
@@ -51,6 +57,12 @@ def _groups(state: Any) -> Iterator[dict[str, Any]]:
             yield from _groups(value)
 
 
+def _parts(optimizer: MegatronOptimizer) -> list[Any]:
+    """With experts split over ranks there are two."""
+    parts: list[Any] = getattr(optimizer, "chained_optimizers", [optimizer])
+    return parts
+
+
 def keep_buckets_in_place(optimizer: MegatronOptimizer) -> None:
     """Fixes what the distributed optimizer gathers for a checkpoint where a buffer has several buckets.
 
@@ -58,7 +70,7 @@ def keep_buckets_in_place(optimizer: MegatronOptimizer) -> None:
     out of it at their places in the padded buffer (`sharded_param_state_fully_reshardable`): all parameters behind the
     first bucket would be saved shifted. A tied embedding with pipeline parallelism has a bucket of its own.
     """
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+    for part in _parts(optimizer):
         if isinstance(part, DistributedOptimizer):
             part.get_parameter_state_dp_zero = _padded(part, part.get_parameter_state_dp_zero)
 

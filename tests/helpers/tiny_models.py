@@ -92,15 +92,16 @@ def tiny_model(folder: Path, family: str = "qwen3", tied: bool = False, **change
     return folder
 
 
-def random_packs(folder: Path, count: int, seed: int = 0) -> Path:
+def random_packs(folder: Path, count: int, seed: int = 0, context: int = CONTEXT) -> Path:
     """A finished artifact of packs. Documents differ so much in length that a mean of means would show."""
     random = np.random.default_rng(seed)
+    share = {length: share for length, share in {3: 0.4, 5: 0.3, 12: 0.2, 40: 0.1}.items() if length <= context // 2}
     rows = []
     for _ in range(count):
         lengths: list[int] = []
-        while sum(lengths) < CONTEXT - 20:
-            lengths.append(int(random.choice([3, 5, 12, 40], p=[0.4, 0.3, 0.2, 0.1])))
-        lengths = lengths if sum(lengths) <= CONTEXT else lengths[:-1]
+        while sum(lengths) < context - 20:
+            lengths.append(int(random.choice(list(share), p=np.array(list(share.values())) / sum(share.values()))))
+        lengths = lengths if sum(lengths) <= context else lengths[:-1]
         rows.append(
             {
                 "input_ids": random.integers(0, VOCABULARY, sum(lengths)),
@@ -111,7 +112,7 @@ def random_packs(folder: Path, count: int, seed: int = 0) -> Path:
         )
     writer = ArtifactWriter(folder, {})
     writer.write_shard("packs", 0, pa.Table.from_pylist(rows, PACKS))
-    writer.finish(context_length=CONTEXT)
+    writer.finish(context_length=context)
     return folder
 
 

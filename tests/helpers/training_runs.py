@@ -109,12 +109,15 @@ class Runs:
         parallel: ParallelConfig,
         behaviour: dict[str, str] | None = None,
         folder: Path | None = None,
+        start: Path | None = None,
         **settings: Any,
     ) -> Run:
-        """A run that is yet to be started; settings are those of `training`, or `memory` and `logging`."""
+        """A run that is yet to be started, from the imported model or the stage in `start`; settings are those of `training`, or
+        `memory` and `logging`."""
         context = (folder or self.folder) / f"{name}.json"
         output = context.with_suffix("")
-        training_context(context, self.model, self.folder / "start", self.packs, output, parallel, **settings)
+        start = start or self.folder / "start"
+        training_context(context, self.model, start, self.packs, output, parallel, **settings)
         return Run(context, self.model, parallel, behaviour or {})
 
     def undisturbed(self) -> Run:

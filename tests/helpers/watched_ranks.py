@@ -6,6 +6,7 @@ SLOW_WRITES: seconds that pass between the snapshot and the writing of a checkpo
 SLOW_STEPS: seconds that each step takes longer.
 FAIL_AT: the step in which training fails on every rank.
 REFUSE_METADATA: rank 0 finds the disk full after all ranks have written their files.
+TE_ON_CPU: folders of Transformer Engine and Triton, as in PATH: the GPU's layers, on the CPU (tests/helpers/te_on_cpu).
 After each step every rank draws from its random generators and adds that to draws-RANK.jsonl.
 """
 
@@ -65,6 +66,10 @@ def behave(folder: Path) -> None:
 
 def main() -> int:
     die_with_launcher()
+    if "TE_ON_CPU" in os.environ:
+        from tests.helpers.te_on_cpu.install import install
+
+        install([Path(package) for package in os.environ["TE_ON_CPU"].split(os.pathsep)])
     from dasd_megatron.training.stage import train
     from dasd_megatron.training.train_step_config import TrainConfig
 

@@ -1,0 +1,149 @@
+"""Stages of training on Transformer Engine's own Python, in parallel layouts, against the CPU reference on one rank, in fp32.
+
+All of the GPU's branch runs but kernels (tests/helpers/te_on_cpu): not seen here are their precision, what they refuse, streams,
+NCCL, memory and speed.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+from conversion.convert import export_hf, import_hf
+from dasd_megatron.config.training import ParallelConfig
+from tests.helpers.te_on_cpu.packages import packages
+from tests.helpers.tiny_models import random_packs
+from tests.helpers.training_runs import Run, Runs, check_close, check_same
+
+pytestmark = [pytest.mark.full, pytest.mark.network]
+STEPS = 5
+LOSS, GRAD_NORM = 1e-5, 1e-5
+LAYOUTS = {
+    "one": ParallelConfig(),
+    "dp2": ParallelConfig(data=2),
+    "tp2-sp": ParallelConfig(tensor=2),
+    "pp2-interleaved": ParallelConfig(pipeline=2, virtual_pipeline=2),
+    "cp2": ParallelConfig(context=2),
+    "cp2-a2a": ParallelConfig(context=2, context_comm="a2a"),
+}
+EXPERT_LAYOUTS = {
+    "one": ParallelConfig(),
+    "ep2": ParallelConfig(data=2, expert=2),
+}
+GPT_OSS_LAYOUTS = {
+    "one": ParallelConfig(),
+    "cp2": ParallelConfig(context=2),
+}
+RECOMPUTED = ("selective", "full")
+
+
+def on_te(
+    runs: Runs, name: str, parallel: ParallelConfig, behaviour: dict[str, str] | None = None, **settings: Any
+) -> Run:
+    variables = {"TE_ON_CPU": os.pathsep.join(map(str, packages())), **(behaviour or {})}
+    return runs.run(f"te-{name}", parallel, variables, **{"steps": STEPS, **settings})
+
+
+def reference(runs: Runs, **settings: Any) -> Run:
+    """On one rank, of the CPU's own layers."""
+    run = runs.run("five-steps", ParallelConfig(), **{"steps": STEPS, **settings})
+    if not run.output.is_dir():
+        run.finish()
+    return run
+
+
+def failed_once(run: Run) -> Run:
+    """The run, which failed after its first checkpoint and was started again."""
+    run.behaviour["FAIL_AT"] = "4"
+    assert "the loss is nan" in run.start().communicate(timeout=300)[1]
+    assert "step-0000002" in run.folders()
+    del run.behaviour["FAIL_AT"]
+    run.finish()
+    return run
+
+
+@pytest.fixture(scope="module")
+def few_experts(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """So small that Triton's interpreter, which permutes tokens, needs seconds."""
+    folder = tmp_path_factory.mktemp("experts")
+    return Runs(folder, "qwen3_moe", random_packs(folder / "packs", 5, 11, context=32), num_hidden_layers=1)
+
+
+@pytest.fixture(scope="module")
+def small_gpt_oss(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """A layer with a window, and one without."""
+    folder = tmp_path_factory.mktemp("gpt-oss")
+    packs = random_packs(folder / "packs", 5, 11, context=32)
+    return Runs(folder, "gpt_oss", packs, num_hidden_layers=2, swiglu_limit=7.0, head_dim=24)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layout(dense: Runs, name: str) -> None:
+    check_close(on_te(dense, name, LAYOUTS[name]).finish(), reference(dense).log(), LOSS, GRAD_NORM)
+
+
+@pytest.mark.parametrize("name", EXPERT_LAYOUTS)
+def test_expert_layout(few_experts: Runs, name: str) -> None:
+    lines = on_te(few_experts, name, EXPERT_LAYOUTS[name], global_batch=2).finish()
+    check_close(lines, reference(few_experts, global_batch=2).log(), LOSS, GRAD_NORM)
+
+
+@pytest.mark.parametrize("name", GPT_OSS_LAYOUTS)
+def test_gpt_oss_layout(small_gpt_oss: Runs, name: str) -> None:
+    """Sinks: context parallelism exchanges tokens for heads."""
+    lines = on_te(small_gpt_oss, name, GPT_OSS_LAYOUTS[name], global_batch=2).finish()
+    check_close(lines, reference(small_gpt_oss, global_batch=2).log(), LOSS, GRAD_NORM)
+
+
+@pytest.mark.parametrize("recompute", RECOMPUTED)
+def test_recompute_changes_nothing(dense: Runs, recompute: str) -> None:
+    lines = on_te(dense, recompute, ParallelConfig(), memory={"recompute": recompute}).finish()
+    check_close(lines, reference(dense).log(), LOSS, GRAD_NORM)
+
+
+def test_an_offloaded_optimizer_changes_nothing_and_resumes(dense: Runs) -> None:
+    """In bf16, which it needs; half of the state on either side. Stopped and started again: bit for bit."""
+    settings = {"precision": "bf16", "save_every": 2}
+    expected = on_te(dense, "bf16", ParallelConfig(), **settings).finish()
+    offloaded = {**settings, "memory": {"offload_optimizer": 0.5}}
+    whole = on_te(dense, "offloaded", ParallelConfig(), **offloaded)
+    check_close(whole.finish(), expected, 2e-3, 1e-2)
+    check_same(failed_once(on_te(dense, "offloaded-again", ParallelConfig(), **offloaded)), whole)
+
+
+@pytest.fixture(scope="module")
+def for_fp8(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Sizes that FP8 takes, in squares of 128."""
+    sizes = {"hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 2}
+    return Runs(tmp_path_factory.mktemp("fp8"), **sizes)
+
+
+@pytest.fixture(scope="module")
+def of_bf16(for_fp8: Runs) -> Run:
+    run = on_te(for_fp8, "bf16", ParallelConfig(), precision="bf16")
+    run.finish()
+    return run
+
+
+@pytest.mark.parametrize("fp8", ["tensorwise", "blockwise", "delayed"])
+def test_fp8_resumes_and_hands_over(for_fp8: Runs, of_bf16: Run, fp8: str) -> None:
+    """Near bf16 and not the same. Bit for bit: a stage that failed and was started again, and a stage that starts from one's
+    weights or from their export."""
+    settings = {"precision": "bf16", "fp8": fp8, "save_every": 2}
+    whole = on_te(for_fp8, fp8, ParallelConfig(), **settings)
+    lines, in_bf16 = whole.finish(), of_bf16.log()
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    check_close(lines, in_bf16, 0.05, 0.2)
+    assert all(abs(line["loss"] - other["loss"]) > 1e-5 for line, other in zip(lines, in_bf16, strict=True))
+    check_same(failed_once(on_te(for_fp8, f"{fp8}-again", ParallelConfig(), **settings)), whole)
+
+    export_hf(whole.output / "checkpoint", for_fp8.folder / f"{fp8}-hf")
+    import_hf(for_fp8.folder / f"{fp8}-hf", for_fp8.folder / f"{fp8}-imported" / "checkpoint")
+    starts = {"from-weights": whole.output, "from-export": for_fp8.folder / f"{fp8}-imported"}
+    logs = [
+        on_te(for_fp8, f"{fp8}-{name}", ParallelConfig(), start=start, **settings).finish()
+        for name, start in starts.items()
+    ]
+    assert logs[0] == logs[1]

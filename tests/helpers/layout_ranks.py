@@ -1,28 +1,28 @@
 """What tests run on every rank of a layout: python -m tests.helpers.layout_ranks FUNCTION LAYOUT_JSON ARGUMENTS_JSON OUT.
 
-Under torchrun, or alone as the only rank. Rank r writes what the function returns to OUT-r.json.
+Under torchrun, forked_ranks, or alone as the only rank. Rank r writes what the function returns to OUT-r.json.
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from dasd_megatron.config.training import ParallelConfig
-from tests.conftest import ROOT
+from tests.helpers.forked_ranks import forked
 
 
 def run_on_ranks(function: str, parallel: ParallelConfig, out: Path, **arguments: Any) -> list[Any]:
     """Calls a function of this module on every rank; returns what each returned."""
-    command = [sys.executable, "-m"]
-    if parallel.world_size > 1:
-        command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(parallel.world_size), "-m"]
-    command += [__name__, function, parallel.model_dump_json(), json.dumps(arguments), str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
+    code, output = forked(
+        __name__,
+        [function, parallel.model_dump_json(), json.dumps(arguments), str(out)],
+        parallel.world_size,
+        timeout=600,
+    )
+    assert code == 0, output[-3000:]
     return [json.loads(Path(f"{out}-{rank}.json").read_text()) for rank in range(parallel.world_size)]
 
 

@@ -1,4 +1,4 @@
-"""Transformer Engine's layers on a CPU: python -m tests.helpers.te_rank MODEL CHECKPOINT OUT LENGTHS_JSON PACKAGE...
+"""Transformer Engine's layers on a CPU: python -m tests.helpers.te_rank MODEL CHECKPOINT OUT LENGTHS_JSON, with TE_ON_CPU set.
 
 Loads CHECKPOINT, writes logits, loss, gradients and attention's calls of one pack to OUT/out.pt, and a checkpoint to OUT/saved.
 """
@@ -11,13 +11,13 @@ import warnings
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.helpers.te_on_cpu.install import install
+from tests.helpers.te_on_cpu.install import install_if_asked
 
 
 def main() -> None:
     warnings.filterwarnings("ignore")
     model, checkpoint, out, lengths = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), json.loads(sys.argv[4])
-    install([Path(package) for package in sys.argv[5:]])
+    install_if_asked()
     import torch
 
     from benchmarks.models import random_pack

@@ -18,9 +18,11 @@ import torch
 from conversion.convert import export_hf, import_hf
 from dasd_megatron.config.training import ParallelConfig
 from tests.conftest import ROOT
+from tests.helpers.forked_ranks import forked
 from tests.helpers.tiny_models import random_packs, tiny_model, training_context
 
 PATIENCE = 120.0  # seconds
+WATCHED_RANKS = "tests.helpers.watched_ranks"
 RESULTS = ("step", "loss", "grad_norm", "lr", "tokens")
 
 
@@ -52,7 +54,7 @@ class Run:
             ranks = str(self.parallel.world_size)
             command += ["dasd_megatron.runtime.torchrun", "--standalone", "--nproc-per-node", ranks, "-m"]
         return subprocess.Popen(
-            [*command, "tests.helpers.watched_ranks", str(self.context)],
+            [*command, WATCHED_RANKS, str(self.context)],
             cwd=ROOT,
             stderr=subprocess.PIPE,
             text=True,
@@ -61,9 +63,8 @@ class Run:
 
     def finish(self) -> list[dict[str, Any]]:
         """Runs it to its end; its log."""
-        process = self.start()
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors[-3000:]
+        code, output = forked(WATCHED_RANKS, [str(self.context)], self.parallel.world_size, self.behaviour)
+        assert code == 0, output[-3000:]
         return self.log()
 
     def log(self) -> list[dict[str, Any]]:

@@ -67,9 +67,9 @@ def behave(folder: Path) -> None:
 def main() -> int:
     die_with_launcher()
     if "TE_ON_CPU" in os.environ:
-        from tests.helpers.te_on_cpu.install import install
+        from tests.helpers.te_on_cpu.install import install_if_asked
 
-        install([Path(package) for package in os.environ["TE_ON_CPU"].split(os.pathsep)])
+        install_if_asked()
     from dasd_megatron.training.stage import train
     from dasd_megatron.training.train_step_config import TrainConfig
 

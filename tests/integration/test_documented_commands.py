@@ -18,6 +18,13 @@ from tests.helpers.documentation import PAGES, command_lines, name_of
 from tests.helpers.published_models import published_model
 from tests.helpers.small_run import SMALL
 
+# One stage, so that commands take seconds: test_pipeline_run has all of the recipe.
+SMALLER = [
+    "stages=[{name: low_temperature, kind: sampled, temperature: 0.6}]",
+    "evaluation.temperatures=[0]",
+    "training.steps=4",
+]
+
 # The reader's own files and folders, in place of which nothing stands, benchmarks that the hub has, the run of a paper's recipe.
 PLACEHOLDERS = re.compile(
     r"^my\.yaml$|^cluster\.yaml$|^[A-Z][A-Z_]+$|^\[--|^(?!https?:).*=my\.|^aime24$|^runs/dasd_4b$"
@@ -44,7 +51,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / name, folder / name)
     path = folder / "examples" / "toy" / "recipe.yaml"
     recipe = yaml.safe_load(path.read_text())
-    for override in SMALL:
+    for override in [*SMALL, *SMALLER]:
         key, _, value = override.partition("=")
         *parents, last = key.split(".")
         section = recipe

@@ -22,7 +22,7 @@ from tests.conftest import ROOT, TOY
 from tests.helpers.recorded_engine import RECORD
 from tests.helpers.small_run import assert_same_rows
 
-KILLS = 10
+KILLS = 5
 BATCH = 8
 PROMPTS, RESPONSES = 40, 4
 STEP = "sample_low_temperature"
@@ -85,7 +85,7 @@ def folder(undisturbed: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_killed_at_ten_moments_only_what_was_in_flight_is_sampled_again(undisturbed: Path, folder: Path) -> None:
+def test_killed_at_random_moments_only_what_was_in_flight_is_sampled_again(undisturbed: Path, folder: Path) -> None:
     chance, killed = random.Random(0), 0
     for given in sorted(chance.sample(range(1, PROMPTS * RESPONSES - BATCH), KILLS)):
         process = start(folder)

@@ -6,9 +6,9 @@ The compiled extension is emulated (tests/helpers/te_on_cpu): kernels, their pre
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT
-from tests.helpers.fetched_packages import fetch_package
+from tests.helpers.forked_ranks import forked
+from tests.helpers.te_on_cpu.packages import packages
 from tests.helpers.tiny_models import tiny_model
 
 pytestmark = [pytest.mark.full, pytest.mark.network]
@@ -33,15 +34,9 @@ SIZES = {
 TOLERANCE = 1e-5
 
 
-def packages() -> list[Path]:
-    """Transformer Engine's Python, and Triton, whose interpreter runs its kernels."""
-    return [fetch_package("transformer-engine", "2.20.2"), fetch_package("triton", "3.5.1")]
-
-
-def run(module: str, *arguments: object) -> None:
-    command = [sys.executable, "-m", f"tests.helpers.{module}", *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-4000:]
+def run(module: str, *arguments: object, environment: dict[str, str] | None = None) -> None:
+    code, output = forked(f"tests.helpers.{module}", [*map(str, arguments)], environment=environment, timeout=600)
+    assert code == 0, output[-4000:]
 
 
 def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
@@ -59,7 +54,8 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     model = tiny_model(folder / "hf", request.param, **sizes)
     (folder / "te").mkdir()
     run("reference_rank", model, folder / "start", folder / "reference.pt", json.dumps(LENGTHS))
-    run("te_rank", model, folder / "start", folder / "te", json.dumps(LENGTHS), *packages())
+    on_te = {"TE_ON_CPU": os.pathsep.join(map(str, packages()))}
+    run("te_rank", model, folder / "start", folder / "te", json.dumps(LENGTHS), environment=on_te)
     return {
         "family": request.param,
         "folder": folder,

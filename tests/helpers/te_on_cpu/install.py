@@ -60,8 +60,16 @@ class _Finder(importlib.abc.MetaPathFinder):
         return spec
 
 
+def install_if_asked() -> None:
+    """Where the environment has TE_ON_CPU: folders of Transformer Engine and Triton, as in PATH."""
+    if "TE_ON_CPU" in os.environ:
+        install([Path(package) for package in os.environ["TE_ON_CPU"].split(os.pathsep)])
+
+
 def install(packages: Sequence[Path], capability: tuple[int, int] = (9, 0)) -> None:
-    """Makes this process believe in its GPUs, and gives Transformer Engine, found in `packages`, its extension."""
+    """Makes this process believe in its GPUs, and gives Transformer Engine, found in `packages`, its extension; once."""
+    if any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        return
     os.environ |= {"NVTE_PROJECT_BUILDING": "1", "NVTE_TORCH_COMPILE": "0", "TRITON_INTERPRET": "1"}
     sys.path += [str(path) for path in packages if str(path) not in sys.path]
     from tests.helpers.te_on_cpu import cuda

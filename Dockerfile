@@ -19,7 +19,7 @@ FROM common AS training
 RUN --mount=type=bind,source=requirements.lock,target=/mnt/requirements.lock \
     unset PIP_CONSTRAINT; \
     python3 -m venv --without-pip --system-site-packages /opt/training; \
-    sed '/^# Sampling/,$d; /^torch==/d' /mnt/requirements.lock > /tmp/pins; \
+    sed '/^# Sampling/,/^# Testing/d; /^# Launching/,$d; /^torch==/d' /mnt/requirements.lock > /tmp/pins; \
     python3 -m pip --python /opt/training/bin/python install --quiet --no-cache-dir --no-deps --ignore-requires-python -r /tmp/pins; \
     rm /tmp/pins
 # Apart from the pins, so that a change of the code makes a small layer.
@@ -27,7 +27,7 @@ RUN --mount=type=bind,source=.,target=/mnt/source \
     unset PIP_CONSTRAINT; \
     cp -r /mnt/source /tmp/source; \
     python3 -m pip --python /opt/training/bin/python install --quiet --no-cache-dir --no-deps --no-build-isolation /tmp/source; \
-    mv /tmp/source/tools /tmp/source/examples .; \
+    for name in tools examples tests benchmarks pyproject.toml requirements.lock; do mv "/tmp/source/${name}" .; done; \
     chmod -R a+rX .; \
     /opt/training/bin/python /tmp/source/docker/check_training.py; \
     rm -r /tmp/*
@@ -56,10 +56,11 @@ RUN --mount=type=bind,source=.,target=/mnt/source \
     unset PIP_CONSTRAINT; \
     cp -r /mnt/source /tmp/source; \
     python3 -m pip --python /opt/sampling/bin/python install --quiet --no-cache-dir --no-deps --no-build-isolation /tmp/source; \
-    mv /tmp/source/tools /tmp/source/examples .; \
+    for name in tools examples tests benchmarks pyproject.toml requirements.lock; do mv "/tmp/source/${name}" .; done; \
     chmod -R a+rX .; \
     rm -r /tmp/*
-ENV PATH="/opt/sampling/bin:${PATH}"
+# Libraries that the base would put before those that torch brings here.
+ENV PATH="/opt/sampling/bin:${PATH}" LD_LIBRARY_PATH=""
 ARG COMMIT=unknown
 LABEL org.opencontainers.image.revision="${COMMIT}"
 USER 65534:65534

@@ -1,4 +1,4 @@
-"""Fails the image's build unless training runs on the base's own GPU packages and can be imported.
+"""Fails the image's build unless training runs on the base's own GPU packages, these are new enough, and it can be imported.
 
 /opt/training/bin/python check_training.py
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from importlib.metadata import distributions
 
@@ -27,6 +27,18 @@ def gpu_packages(folders: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def too_old(base: Mapping[str, str]) -> str | None:
+    """What a model without attention sinks needs and the base hasn't; a base without Transformer Engine trains on the CPU."""
+    import torch
+
+    from dasd_megatron.training.gpu_libraries import cudnn_version, library_problem, parsed_version
+
+    if "transformer-engine" not in base:
+        return None
+    cudnn = torch.backends.cudnn.version() or 0
+    return library_problem(parsed_version(base["transformer-engine"]), cudnn_version(cudnn), sinks=False)
+
+
 def main() -> int:
     inside = {folder for folder in sys.path if folder.startswith(f"{sys.prefix}/")}
     base = gpu_packages(folder for folder in sys.path if folder not in inside)
@@ -39,6 +51,9 @@ def main() -> int:
         return 1
     for module in IMPORTED:
         import_module(module)
+    if problem := too_old(base):
+        print(f"error: {problem}", file=sys.stderr)
+        return 1
     print("the base's GPU packages:", ", ".join(f"{name} {version}" for name, version in sorted(base.items())))
     return 0
 

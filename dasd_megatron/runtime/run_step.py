@@ -22,6 +22,7 @@ from dasd_megatron.runtime.filter_preview import FilterPreview
 from dasd_megatron.runtime.git_source import source_of_this_code
 from dasd_megatron.runtime.shard_queue import LeasedShards, run_shards
 from dasd_megatron.steps.step import POLL, ShardedStepKind, Step, StepContext
+from dasd_megatron.utils.caches import use_writable_caches
 from dasd_megatron.utils.child_process import die_with_launcher
 from dasd_megatron.utils.errors import Stopped, UserError
 from dasd_megatron.utils.files import REFUSED, disk_error, write_atomically
@@ -132,6 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # as none (TOKENIZERS_PARALLELISM=false).
         os.environ["RAYON_NUM_THREADS"] = "1"
         os.environ.update(step.kind.environment(step.config))
+        use_writable_caches(os.environ)
         if args.replica:
             run_replica(step, args.attempt)
             sys.stderr.flush()

@@ -30,7 +30,7 @@ def check_gpu_libraries(sinks: bool) -> None:
     else:
         from transformer_engine.pytorch.utils import get_cudnn_version
 
-        found = _parsed(importlib.metadata.version("transformer-engine"))
+        found = parsed_version(importlib.metadata.version("transformer-engine"))
         problem = library_problem(found, get_cudnn_version(), sinks)
     if problem is not None:
         raise UserError(problem)
@@ -63,7 +63,13 @@ def driver_problem(driver: Path, built_for: str | None, environment: Mapping[str
     )
 
 
-def _parsed(version: str) -> Version:
+def cudnn_version(number: int) -> Version:
+    """From cuDNN's own number, 92600 for 9.26.0."""
+    return number // 10000, number // 100 % 100, number % 100
+
+
+def parsed_version(version: str) -> Version:
+    """From a package's version: its first three numbers."""
     return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
 
 

@@ -17,7 +17,6 @@ from megatron.core.transformer.module import Float16Module
 from dasd_megatron.config.training import MemoryConfig, ParallelConfig, TrainingConfig
 from dasd_megatron.cpu_backend.adam import use_reference_adam
 from dasd_megatron.cpu_backend.megatron_without_cuda import optimizer_checks
-from dasd_megatron.training.checkpoint.optimizer_state import keep_buckets_in_place
 
 
 def wrap_model(chunks: Sequence[GPTModel], distributed: bool) -> list[DistributedDataParallel]:
@@ -66,7 +65,6 @@ def build_optimizer(
     )
     with optimizer_checks():
         optimizer = get_megatron_optimizer(config, list(chunks))
-    keep_buckets_in_place(optimizer)
     chunks[0].config.grad_scale_func = optimizer.scale_loss
     return optimizer
 

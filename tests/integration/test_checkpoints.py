@@ -220,15 +220,15 @@ def test_extra_states_are_neither_saved_nor_loaded(runs: Runs, tmp_path: Path, m
     from dasd_megatron.training.checkpoint.checkpoints import save_weights
 
     states: list[torch.Tensor] = []
-    monkeypatch.setattr(RowParallelLinear, "get_extra_state", lambda layer: torch.full((1,), 67, dtype=torch.uint8))
+    monkeypatch.setattr(RowParallelLinear, "get_extra_state", lambda layer: torch.full((99,), 67, dtype=torch.uint8))
     monkeypatch.setattr(RowParallelLinear, "set_extra_state", lambda layer, state: states.append(state))
     with process_groups(ParallelConfig(), 0):
         hf = HFModel(runs.model)
         model = build_model(hf, ParallelConfig(), ModelOptions(), CONTEXT)
         save_weights(model, hf, tmp_path / "saved")
         load_weights(model, tmp_path / "saved")
-    assert states
-    assert all(state.numel() == 0 for state in states)
+    assert not states
+    assert not any(b"C" * 99 in path.read_bytes() for path in (tmp_path / "saved").glob("*.distcp"))
 
 
 @pytest.mark.parametrize(

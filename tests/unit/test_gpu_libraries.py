@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from dasd_megatron.training.gpu_libraries import check_gpu_libraries, driver_problem, library_problem
+from dasd_megatron.training.gpu_libraries import check_gpu_libraries, cudnn_version, driver_problem, library_problem
 
 PROC = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.15  Release Build\nGCC version: gcc 12\n"
+
+
+def test_cudnn_tells_its_version_as_a_number() -> None:
+    assert cudnn_version(92601) == (9, 26, 1)
 
 
 @pytest.mark.parametrize(

@@ -56,11 +56,13 @@ def test_sections_hold_what_is_needed() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     sampling = project["optional-dependencies"]["sampling-cpu"]
     titles = sections()
-    assert list(titles) == ["Every step", "Sampling", "Launching and development"]
+    assert list(titles) == ["Every step", "Sampling", "Testing", "Launching and development"]
     # Prompts of a name need `datasets`, and are read in the training image.
     every_step = [*project["dependencies"], *(text for text in sampling if text.startswith("datasets"))]
     assert needed(every_step) <= titles["Every step"]
     assert needed([*every_step, *sampling]) <= titles["Every step"] | titles["Sampling"]
+    # An image can test itself.
+    assert needed(["pytest", "pytest-timeout", "hypothesis"]) <= titles["Every step"] | titles["Testing"]
 
 
 def test_every_version_is_exact() -> None:

@@ -18,7 +18,14 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer
 
 from dasd_megatron.artifacts.training_files import SAVES
-from dasd_megatron.megatron_model.weights import load_sharded, reading, save_metadata, set_weights, sharded_weights
+from dasd_megatron.megatron_model.weights import (
+    exchange_shares,
+    load_sharded,
+    own_shares,
+    reading,
+    saved_weights,
+    sharded_weights,
+)
 from dasd_megatron.models.hf_assets import HF_ASSETS, copy_hf_assets, with_dtype
 from dasd_megatron.models.hf_model import HFModel
 from dasd_megatron.training.checkpoint.async_save import Save, remove
@@ -33,7 +40,7 @@ _STEP = re.compile(r"step-(\d+)")
 
 def save_weights(chunks: Sequence[GPTModel], hf: HFModel, folder: Path) -> None:
     """Writes the weights alone, and the assets of `hf` (config, tokenizer, templates); called on every rank."""
-    Save(sharded_weights(chunks), folder, hf_assets_writer(chunks, hf)).finish()
+    Save(saved_weights(sharded_weights(chunks)), folder, hf_assets_writer(chunks, hf)).finish()
 
 
 class StepCheckpoints:
@@ -66,9 +73,9 @@ class StepCheckpoints:
         if self._newest == step:
             return
         weights = sharded_weights(self._chunks)
-        optimizer, _ = sharded_state(self._optimizer, weights, save_metadata())
-        scales = sharded_scales(self._chunks)
-        state = {**weights, "optimizer": optimizer, "random": sharded(random_states()), "fp8": scales}
+        optimizer, _ = sharded_state(self._optimizer, weights)
+        own = {"optimizer": optimizer, "random": sharded(random_states()), "fp8": sharded_scales(self._chunks)}
+        state = {**saved_weights(weights), **own}
         # Values that aren't sharded: the same on every rank.
         common = {"step": step, "random_layout": layout(), "distributed_optimizer": self._distributed}
         self._began = time.monotonic()
@@ -157,10 +164,11 @@ class StepCheckpoints:
         if step != _step(folder):
             raise UserError(f"{folder}: holds step {step}; it was renamed, or copied from elsewhere")
         weights = sharded_weights(self._chunks)
-        optimizer, own = sharded_state(self._optimizer, weights, save_metadata(), is_loading=True)
-        wanted = {**weights, "optimizer": optimizer, "fp8": sharded_scales(self._chunks, is_loading=True)}
+        optimizer, own = sharded_state(self._optimizer, weights, is_loading=True)
+        scales = sharded_scales(self._chunks, is_loading=True)
+        wanted = {"weights": own_shares(weights), "optimizer": optimizer, "fp8": scales}
         state = load_sharded({**wanted, "random": sharded(None)} if same_layout else wanted, folder)
-        set_weights(self._chunks, state)
+        exchange_shares(weights)
         set_scales(self._chunks, state["fp8"])
         restore(self._optimizer, state["optimizer"], own, step)
         if same_layout:

@@ -39,7 +39,7 @@ def measure(tokens: int, vocabulary: int, hidden: int, eager: bool) -> dict[str,
     states = torch.randn(tokens, 1, hidden, **options).requires_grad_()
     weight = (torch.randn(vocabulary, hidden, **options) / hidden**0.5).requires_grad_()
     labels = torch.randint(0, vocabulary, (1, tokens), device=device, generator=generator)
-    mask = torch.ones(1, tokens, device=device)
+    targets = torch.arange(tokens, device=device)
     states.grad, weight.grad = torch.zeros_like(states), torch.zeros_like(weight)  # not extra: any training has them
     before = _memory(on_gpu)
     start = time.monotonic()
@@ -47,7 +47,7 @@ def measure(tokens: int, vocabulary: int, hidden: int, eager: bool) -> dict[str,
         logits = (states[:, 0] @ weight.t()).float()
         loss = torch.nn.functional.cross_entropy(logits, labels[0], reduction="sum")
     else:
-        loss = loss_sum(states, weight, labels, mask, vocabulary, sequence_parallel=False)
+        loss = loss_sum(states, weight, labels, targets, vocabulary, sequence_parallel=False)
     torch.autograd.backward(loss)
     seconds = time.monotonic() - start if not on_gpu else _synchronized(start)
     return {

@@ -43,7 +43,7 @@ def measure(name: str) -> dict[str, float]:
         before = peak_resident_bytes()
         trainer = Trainer(random_model(hf, ModelOptions(), tokens), hf, ParallelConfig(), training, MemoryConfig())
         for seed in range(2):
-            trainer.step([random_pack(documents, fields["vocab_size"], seed)], lr=1e-5)
+            trainer.step([random_pack(documents, fields["vocab_size"], seed)], lr=1e-5).read()
         measured = peak_resident_bytes() - before
         estimate = rank_memory(hf.shape, ParallelConfig(), training, MemoryConfig(), tokens, "cpu")
     return {"measured": measured, "estimated": estimate.total, **vars(estimate)}

@@ -29,7 +29,7 @@ from dasd_megatron.config.gpu_specs import GIB
 from dasd_megatron.config.training import MemoryConfig, ParallelConfig, TrainingConfig
 from dasd_megatron.megatron_model.build_model import ModelOptions
 from dasd_megatron.megatron_model.process_groups import process_groups
-from dasd_megatron.models.flops import training_flops
+from dasd_megatron.models.flops import fp8_share, training_flops
 from dasd_megatron.models.hf_model import HFModel
 from dasd_megatron.training.device_stats import peak_flops
 from dasd_megatron.training.trainer import Trainer
@@ -69,7 +69,7 @@ def megatron(hf: HFModel, length: int, fp8: str | None) -> Callable[[], object]:
         random_model(hf, ModelOptions.of(training, memory), length), hf, ParallelConfig(), training, memory
     )
     pack = random_pack([length], hf.shape.vocabulary)
-    return lambda: trainer.step([pack], 1e-5)
+    return lambda: trainer.step([pack], 1e-5).read()
 
 
 def transformers(hf: HFModel, length: int) -> Callable[[], object]:
@@ -134,16 +134,18 @@ def main() -> None:
                 contenders[f"Megatron {fp8}"] = lambda length=length, fp8=fp8: megatron(hf, length, fp8)  # type: ignore[misc]
             for name, make in contenders.items():
                 fp8 = name.removeprefix("Megatron ") in args.fp8
-                print_row(length, name, measure(make, args.steps), training_flops(hf.shape, [length]), fp8)
+                flops = training_flops(hf.shape, [length])
+                share = fp8_share(hf.shape, length, flops) if fp8 else 0.0
+                print_row(length, name, measure(make, args.steps), flops, share)
 
 
-def print_row(length: int, name: str, found: tuple[float, float] | str, flops: float, fp8: bool) -> None:
-    """One line of the table; shares are of the peak in the precision that is used."""
+def print_row(length: int, name: str, found: tuple[float, float] | str, flops: float, share_of_fp8: float) -> None:
+    """One line of the table; shares are of the peak in the precisions that are used."""
     if isinstance(found, str):
         print(f"{length:>7} {name:>18} {found:>10}", flush=True)
         return
     seconds, memory = found
-    peak = peak_flops(fp8)
+    peak = peak_flops(share_of_fp8)
     share = f"{flops / seconds / peak:.1%}" if peak else ""
     print(
         f"{length:>7} {name:>18} {seconds * 1e3:>10.1f} {length / seconds:>10,.0f} {flops / seconds / 1e12:>8.3f} {share:>8} "

@@ -12,7 +12,7 @@ from dasd_megatron.config.gpu_specs import GIB, GPU_SPECS, GpuName
 from dasd_megatron.config.recipe import Recipe
 from dasd_megatron.config.stages import StageConfig
 from dasd_megatron.config.training import TrainingConfig
-from dasd_megatron.models.flops import hours, training_flops
+from dasd_megatron.models.flops import fp8_share, hours, training_flops
 from dasd_megatron.models.hf_config import read_config, shape_of
 from dasd_megatron.models.pack_padding import alignment, document_slots
 from dasd_megatron.models.parameter_count import parameter_count
@@ -65,8 +65,8 @@ def print_estimate(recipe: Recipe, stage: StageConfig, step: Step, gpu: GpuName 
         table.add_row("tokens", f"{steps * tokens:,.0f}")
         table.add_row("model FLOPs", f"{steps * flops:.3g}")
     if gpu is not None:
-        fp8 = training.fp8 is not None
-        seconds = 3600 * hours(flops, parallel.world_size, gpu, fp8, mfu)
+        share = fp8_share(shape, tokens, flops, training.fp8_bf16_layers) if training.fp8 else 0.0
+        seconds = 3600 * hours(flops, parallel.world_size, gpu, mfu, share)
         at = f"at {mfu:.0%} MFU on {parallel.world_size} {gpu.upper()}"
         table.add_row(f"seconds a step {at}", f"{seconds:.3g}")
         if steps is not None:

@@ -24,9 +24,9 @@ class GpuSpec:
     memory_gib: int
     bandwidth: float
 
-    def peak(self, fp8: bool) -> float:
-        """FLOP/s in bf16, or in FP8 where it has that."""
-        return self.fp8 if fp8 and self.fp8 is not None else self.bf16
+    def peak(self, fp8_share: float = 0.0) -> float:
+        """FLOP/s of work of which this share is done in FP8, where it has that, and the rest in bf16."""
+        return 1 / ((1 - fp8_share) / self.bf16 + fp8_share / (self.fp8 or self.bf16))
 
 
 # A100 with 80 GB, all with SXM.

@@ -61,7 +61,8 @@ class MemoryConfig(Config):
     """What training gives up in time for memory. Shapes no result."""
 
     recompute: Literal["none", "selective", "full"] = "none"
-    """Computes activations again in the backward pass: of MLPs or experts (selective), or of whole layers (full)."""
+    """Computes activations again in the backward pass: of MLPs, or of experts but not the exchange of tokens (selective); or of
+    whole layers (full)."""
 
     recompute_layers: Positive | None = None
     """With `full`: this number of layers of each model chunk, the others keep their activations; all by default."""
@@ -162,6 +163,10 @@ class TrainingConfig(Config):
 
 class LoggingConfig(Config):
     """Where the metrics of training go, beside the terminal and metrics.jsonl. Shapes no result."""
+
+    every: Positive = 1
+    """Optimizer steps between two looks at the numbers. At each a GPU's queue runs empty, which costs short steps some percent; a
+    loss that is no number is noticed then, and before each checkpoint."""
 
     tensorboard: bool = True
     """Event files in run_dir/tensorboard."""

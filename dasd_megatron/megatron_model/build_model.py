@@ -18,6 +18,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from dasd_megatron.config.training import MemoryConfig, ParallelConfig, TrainingConfig
 from dasd_megatron.cpu_backend.layers import checkpoint_keys, cpu_block_spec, cpu_layer_spec
 from dasd_megatron.megatron_model.moe_router import use_pack_router
+from dasd_megatron.megatron_model.recompute_experts import recompute_experts
 from dasd_megatron.models.hf_model import HFModel
 from dasd_megatron.utils.errors import UserError
 
@@ -101,7 +102,11 @@ def transformer_config(hf: HFModel, parallel: ParallelConfig, options: ModelOpti
 def build_model(hf: HFModel, parallel: ParallelConfig, options: ModelOptions, max_length: int) -> list[GPTModel]:
     """This rank's model chunks (one without interleaving), weights not yet loaded."""
     config = transformer_config(hf, parallel, options)
-    return [_build_chunk(hf, config, parallel, chunk, max_length) for chunk in range(parallel.virtual_pipeline)]
+    chunks = [_build_chunk(hf, config, parallel, chunk, max_length) for chunk in range(parallel.virtual_pipeline)]
+    if hf.shape.experts and options.memory.recompute == "selective":
+        for chunk in chunks:
+            recompute_experts(chunk)
+    return chunks
 
 
 def padded_vocabulary(vocabulary: int, tensor_parallel: int) -> int:
@@ -223,7 +228,8 @@ def _recompute(options: ModelOptions, experts: bool) -> dict[str, Any]:
             "recompute_method": "block",
             "recompute_num_layers": memory.recompute_layers,
         }
-    return {"recompute_granularity": "selective", "recompute_modules": ["moe" if experts else "mlp"]}
+    # Experts: see recompute_experts.
+    return {} if experts else {"recompute_granularity": "selective", "recompute_modules": ["mlp"]}
 
 
 def _fp8(options: ModelOptions) -> dict[str, Any]:

@@ -11,7 +11,13 @@ from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from numpy.typing import NDArray
 
-from dasd_megatron.megatron_model.packed_documents import PackedDocuments, packed_documents, position_ids, rank_tokens
+from dasd_megatron.megatron_model.packed_documents import (
+    PackedDocuments,
+    packed_documents,
+    position_ids,
+    rank_tokens,
+    to_device,
+)
 from dasd_megatron.models.pack_padding import Alignment, document_slots
 
 
@@ -36,7 +42,8 @@ class MicroBatch:
 
     Attributes:
         input_ids, labels, position_ids: int64 [1, tokens].
-        loss_mask: float32 [1, tokens], 1 where the label is a target.
+        targets: int64 [targets], the positions whose labels the loss falls on. Found on the host: to find them on a GPU, the host
+            would have to wait for it.
         padding: bool [1, tokens], where there is no token of a document.
         documents: where documents begin and end.
     """
@@ -44,13 +51,16 @@ class MicroBatch:
     input_ids: torch.Tensor
     labels: torch.Tensor
     position_ids: torch.Tensor
-    loss_mask: torch.Tensor
+    targets: torch.Tensor
     padding: torch.Tensor
     documents: PackedDocuments
 
     def to(self, device: torch.device) -> MicroBatch:
-        """The same on another device."""
-        return MicroBatch(*(getattr(self, field.name).to(device) for field in fields(self)))
+        """The same on another device; the host doesn't wait for it."""
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "documents"}
+        return MicroBatch(
+            **{name: to_device(tensor, device) for name, tensor in own.items()}, documents=self.documents.to(device)
+        )
 
 
 def make_micro_batches(packs: Sequence[Pack], align: Alignment, ranks: int = 1, rank: int = 0) -> list[MicroBatch]:
@@ -69,12 +79,12 @@ def _micro_batch(pack: Pack, slots: list[int], ranks: int, rank: int) -> MicroBa
     lengths = np.array(pack.lengths)
     first = np.cumsum([0, *slots])[: len(lengths)]  # where each document begins
     own = np.repeat(first - np.cumsum(lengths) + lengths, lengths) + np.arange(len(pack.ids))  # where each token goes
-    input_ids, targets, padding = np.zeros(tokens, np.int64), np.zeros(tokens, np.float32), np.ones(tokens, np.bool_)
-    input_ids[own], targets[own], padding[own] = pack.ids, pack.targets, False
+    input_ids, learned, padding = np.zeros(tokens, np.int64), np.zeros(tokens, np.bool_), np.ones(tokens, np.bool_)
+    input_ids[own], learned[own], padding[own] = pack.ids, pack.targets, False
     # Position i predicts token i + 1; a document's last position, and padding, would predict the next document's first.
-    labels, loss_mask = np.roll(input_ids, -1), np.roll(targets, -1)
-    loss_mask[first + lengths - 1] = 0.0
-    loss_mask[padding] = 0.0
+    labels, is_target = np.roll(input_ids, -1), np.roll(learned, -1)
+    is_target[first + lengths - 1] = False
+    is_target[padding] = False
     held = rank_tokens(slots, ranks, rank)
 
     def share(values: NDArray[np.generic]) -> torch.Tensor:
@@ -84,7 +94,7 @@ def _micro_batch(pack: Pack, slots: list[int], ranks: int, rank: int) -> MicroBa
         input_ids=share(input_ids),
         labels=share(labels),
         position_ids=position_ids(slots)[held][None],
-        loss_mask=share(loss_mask),
+        targets=share(is_target)[0].nonzero()[:, 0],
         padding=share(padding),
         documents=packed_documents(slots, ranks, rank),
     )

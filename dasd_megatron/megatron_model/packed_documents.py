@@ -24,12 +24,19 @@ class PackedDocuments(PackedSeqParams):  # type: ignore[misc]
     cpu_plan: AttentionPlan | None = None
 
     def to(self, device: torch.device) -> PackedDocuments:
-        """The same on another device."""
+        """The same on another device; the host doesn't wait for it."""
         moved = copy(self)
-        boundaries = self.cu_seqlens_q.to(device)
+        boundaries = to_device(self.cu_seqlens_q, device)
         moved.cu_seqlens_q = moved.cu_seqlens_kv = boundaries
         moved.cu_seqlens_q_padded = moved.cu_seqlens_kv_padded = boundaries
         return moved
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """To a GPU from pinned memory, which alone it can read while the host goes on."""
+    if device.type == "cuda" and not tensor.is_cuda:
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def packed_documents(slots: Sequence[int], ranks: int = 1, rank: int = 0) -> PackedDocuments:

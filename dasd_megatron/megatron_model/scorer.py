@@ -100,7 +100,7 @@ class Scorer:
             hidden_states,
             helpers["output_layer"].weight if weight is None else weight,
             batch.labels,
-            batch.loss_mask,
+            batch.targets,
             self._hf.shape.vocabulary,
             self._parallel.splits_sequence,
             top,
@@ -109,7 +109,7 @@ class Scorer:
     def _scored(self, pack: Pack, batch: MicroBatch, length: int, rank: int) -> NDArray[np.int64]:
         """Which tokens of the pack are the labels that `token_scores` scores on this rank."""
         slots = document_slots(pack.lengths, self._align, length)
-        held = rank_tokens(slots, self._parallel.context, rank)[batch.loss_mask[0] > 0].numpy()
+        held = rank_tokens(slots, self._parallel.context, rank)[batch.targets].numpy()
         padding = np.cumsum([0, *slots])[: len(pack.lengths)] - [0, *accumulate(pack.lengths[:-1])]
         document = np.searchsorted(np.cumsum(slots), held, side="right")
         # The label at a position is the token after it.

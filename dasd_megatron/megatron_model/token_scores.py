@@ -19,12 +19,12 @@ def token_scores(
     hidden_states: torch.Tensor,
     weight: torch.Tensor,
     labels: torch.Tensor,
-    loss_mask: torch.Tensor,
+    targets: torch.Tensor,
     vocabulary: int,
     sequence_parallel: bool,
     top: int,
 ) -> torch.Tensor:
-    """Of each label with a loss_mask of 1, in order, float32 [2 or 3, labels]; the same on all tensor-parallel ranks.
+    """Of each target, float32 [2 or 3, targets]; the same on all tensor-parallel ranks.
 
     Rows are its log-probability in nats; its rank, how many tokens are at least as likely, itself included; and with `top` its
     Brier score over that number of likeliest tokens.
@@ -33,20 +33,19 @@ def token_scores(
         hidden_states: [tokens, 1, hidden], output of the final norm; with sequence parallelism, this rank's share of tokens.
         weight: [rows, hidden], this tensor-parallel rank's rows of the head.
         labels: int64 [1, tokens].
-        loss_mask: float [1, tokens].
+        targets: int64 [targets], the positions whose labels are scored.
         vocabulary: size without padding; padded rows count as tokens without any probability.
     """
     head = HeadRows.of(weight, vocabulary)
-    places = loss_mask[0].nonzero()[:, 0]
     hidden = whole_hidden_states(hidden_states, sequence_parallel)
-    own_labels = labels[0, places] - head.first
-    scores = torch.empty(3 if top else 2, len(places), dtype=torch.float32, device=hidden.device)
-    size = min(len(places), max(1, CHUNK_ELEMENTS // weight.shape[0]))
+    own_labels = labels[0, targets] - head.first
+    scores = torch.empty(3 if top else 2, len(targets), dtype=torch.float32, device=hidden.device)
+    size = min(len(targets), max(1, CHUNK_ELEMENTS // weight.shape[0]))
     # The same memory for every chunk: what the system has to clear first costs a CPU half as much as the product.
     memory = torch.empty(2, size, weight.shape[0], dtype=torch.float32, device=hidden.device)
-    for start in range(0, len(places), max(1, size)):
+    for start in range(0, len(targets), max(1, size)):
         chunk = slice(start, start + size)
-        states = hidden.index_select(0, places[chunk])
+        states = hidden.index_select(0, targets[chunk])
         logits, scratch = memory[:, : len(states)]
         float32_product(states, weight.t(), out=logits)
         logits[:, head.count :] = float("-inf")

@@ -15,9 +15,7 @@ def training_flops(shape: ModelShape, document_lengths: Iterable[float]) -> floa
     Attention counts the causal half of each document's square (not of the pack's), in layers with a window the band of it
     that the window leaves; recomputation doesn't count.
     """
-    p = Parameters.of(shape)
-    layer = p.attention + p.mlp + shape.top_k * p.expert
-    by_token = 2 * (shape.layers * layer + shape.vocabulary * shape.hidden)
+    by_token = 2 * (shape.layers * _layer_parameters(shape) + shape.vocabulary * shape.hidden)
     by_pair = 4 * shape.query_columns  # scores and their products with values
     total = 0.0
     for length in document_lengths:
@@ -27,6 +25,20 @@ def training_flops(shape: ModelShape, document_lengths: Iterable[float]) -> floa
     return 3.0 * total
 
 
-def hours(flops: float, gpus: int, gpu: GpuName, fp8: bool, mfu: float) -> float:
-    """Time to compute these model FLOPs at this MFU: the share of the GPUs' peak in bf16 (in FP8 where it has that)."""
-    return flops / (gpus * GPU_SPECS[gpu].peak(fp8) * mfu) / 3600
+def fp8_share(shape: ModelShape, tokens: float, flops: float, bf16_layers: int = 0) -> float:
+    """Of the model FLOPs of a step on so many tokens, the share that is done in FP8 where training is: layers' products.
+
+    Attention and the head stay in bf16, and `bf16_layers` at each end of the model.
+    """
+    return 6 * (shape.layers - 2 * bf16_layers) * _layer_parameters(shape) * tokens / flops
+
+
+def _layer_parameters(shape: ModelShape) -> int:
+    """That a token is multiplied with in a layer."""
+    p = Parameters.of(shape)
+    return p.attention + p.mlp + shape.top_k * p.expert
+
+
+def hours(flops: float, gpus: int, gpu: GpuName, mfu: float, fp8_share: float = 0.0) -> float:
+    """Time to compute these model FLOPs at this MFU: the share of what the GPUs could do at their peak, in each precision."""
+    return flops / (gpus * GPU_SPECS[gpu].peak(fp8_share) * mfu) / 3600

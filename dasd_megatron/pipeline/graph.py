@@ -271,7 +271,9 @@ class _GraphBuilder(TeacherSteps):
             parallel=recipe.parallel,
             memory=recipe.memory,
             tracking=TrackingConfig(
-                tensorboard=events if recipe.logging.tensorboard else None, wandb_project=recipe.logging.wandb_project
+                every=recipe.logging.every,
+                tensorboard=events if recipe.logging.tensorboard else None,
+                wandb_project=recipe.logging.wandb_project,
             ),
         )
         return self.add(name, "train", config, {"packs": packs, "start": start, "model": self.student})

@@ -11,7 +11,7 @@ from typing import Literal
 
 from dasd_megatron.config.training import MemoryConfig, ParallelConfig, TrainingConfig
 from dasd_megatron.models.loss_tiles import tile_tokens
-from dasd_megatron.models.parameter_count import stage_parameters
+from dasd_megatron.models.parameter_count import Parameters, stage_parameters
 from dasd_megatron.models.shape import ModelShape
 
 Backend = Literal["cpu", "gpu"]
@@ -79,12 +79,22 @@ def _stage_memory(
         logits += size * own_tokens * shape.hidden  # the gradient of what goes into the head
     return RankMemory(
         parameters=dense + experts,
-        weights=size * (dense + experts),
+        weights=size * (dense + experts) + _fp8_weights(shape, parallel, training),
         gradients=4 * (dense + experts),
         optimizer=optimizer,
         activations=size * _activations(shape, parallel, training, memory, own_tokens, backend, stage),
         logits=logits,
     )
+
+
+def _fp8_weights(shape: ModelShape, parallel: ParallelConfig, training: TrainingConfig) -> float:
+    """Transformer Engine keeps what it has cast of layers' matrices, by rows and by columns, a byte each."""
+    if training.fp8 is None:
+        return 0.0
+    p = Parameters.of(shape)
+    layers = (shape.layers - 2 * training.fp8_bf16_layers) / parallel.pipeline
+    mlp = 0 if shape.experts else p.mlp  # the router isn't in FP8
+    return 2 * layers * ((p.attention + mlp) / parallel.tensor + shape.experts * p.expert / parallel.expert)
 
 
 @dataclass(frozen=True)
@@ -122,8 +132,9 @@ def layer_activations(shape: ModelShape, parallel: ParallelConfig, backend: Back
         mlp, expert = 3 * inner, 3 * inner + hidden * (2 if parallel.expert > 1 else 1)
     dense_mlp = 0 if shape.experts else mlp
     sequence = norms + outputs + (chosen * expert if shape.experts else 0)
-    # Recomputed: the MLP or experts. Transformer Engine's MLP begins with the norm.
-    selective = (norms + outputs - (hidden if backend == "gpu" and not shape.experts else 0), attention)
+    # Recomputed: the MLP, or experts, whose tokens are kept. Transformer Engine's MLP begins with the norm.
+    kept = chosen * hidden if shape.experts else -hidden if backend == "gpu" else 0
+    selective = (norms + outputs + kept, attention)
     return LayerActivations(sequence, attention + dense_mlp, selective)
 
 

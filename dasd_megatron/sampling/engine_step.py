@@ -92,7 +92,7 @@ class EngineStepKind(ShardedStepKind[E]):
             )
             decoding = asked.count * asked.response / (engines * rate) / 3600
         gpus = engines * config.engine.gpus
-        return hours(flops / 3, gpus, gpu, fp8=False, mfu=expected.mfu) + decoding  # a forward pass is a third
+        return hours(flops / 3, gpus, gpu, expected.mfu) + decoding  # a forward pass is a third
 
 
 def open_engine(context: StepContext[E]) -> Engine:

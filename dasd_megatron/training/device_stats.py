@@ -30,10 +30,10 @@ def peak_resident_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def peak_flops(fp8: bool) -> float | None:
-    """Peak FLOP/s of this GPU's matrix products; None on a CPU, or where the GPU isn't known."""
+def peak_flops(fp8_share: float = 0.0) -> float | None:
+    """Peak FLOP/s of this GPU's matrix products, this share of them in FP8; None on a CPU, or where the GPU isn't known."""
     if not torch.cuda.is_available():
         return None
     name = torch.cuda.get_device_name().lower()
     gpu = next((gpu for known, gpu in GPU_SPECS.items() if known in name), None)
-    return None if gpu is None else gpu.peak(fp8)
+    return None if gpu is None else gpu.peak(fp8_share)

@@ -23,7 +23,7 @@ def loss_sum(
     hidden_states: torch.Tensor,
     weight: torch.Tensor,
     labels: torch.Tensor,
-    loss_mask: torch.Tensor,
+    targets: torch.Tensor,
     vocabulary: int,
     sequence_parallel: bool,
 ) -> torch.Tensor:
@@ -36,12 +36,11 @@ def loss_sum(
         hidden_states: [tokens, 1, hidden], output of the final norm; with sequence parallelism, this rank's share of tokens.
         weight: [rows, hidden], this tensor-parallel rank's rows of the head.
         labels: int64 [1, tokens].
-        loss_mask: float [1, tokens]; positions with 0 cost nothing, all others the same.
+        targets: int64 [targets], the positions whose labels are learned; others cost nothing.
         vocabulary: size without padding; padded rows take no part in the softmax.
     """
     hidden = whole_hidden_states(hidden_states, sequence_parallel)
     head = HeadRows.of(weight, vocabulary)
-    targets = loss_mask[0].nonzero()[:, 0]
     main_grad = getattr(weight, "main_grad", None)
     with_gradients = torch.is_grad_enabled() and hidden.requires_grad
     loss: torch.Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]

@@ -27,7 +27,7 @@ def wrap_model(chunks: Sequence[GPTModel], distributed: bool) -> list[Distribute
     config = chunks[0].config
     settings = DistributedDataParallelConfig(use_distributed_optimizer=distributed, grad_reduce_in_fp32=True)
     config.finalize_model_grads_func = finalize_model_grads
-    return [
+    wrapped = [
         DistributedDataParallel(
             config,
             settings,
@@ -36,6 +36,19 @@ def wrap_model(chunks: Sequence[GPTModel], distributed: bool) -> list[Distribute
         )
         for number, chunk in enumerate(chunks)
     ]
+    for chunk in chunks:
+        _add_gradients_in_place(chunk)
+    return wrapped
+
+
+def _add_gradients_in_place(chunk: GPTModel) -> None:
+    """Lets Transformer Engine's layers add weights' gradients to the float32 buffers as they are made, not rounded before.
+
+    Megatron's own setting for that (gradient_accumulation_fusion) needs apex, for layers that aren't used here.
+    """
+    for module in chunk.modules():
+        if hasattr(module, "fuse_wgrad_accumulation"):
+            module.fuse_wgrad_accumulation = True
 
 
 def build_optimizer(

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from dasd_megatron.artifacts.training_files import CHECKPOINT
 from dasd_megatron.megatron_model.build_model import ModelOptions, build_model
 from dasd_megatron.megatron_model.process_groups import process_groups
 from dasd_megatron.megatron_model.weights import load_weights
-from dasd_megatron.models.flops import training_flops
+from dasd_megatron.models.flops import fp8_share, training_flops
 from dasd_megatron.models.hf_model import HFModel
 from dasd_megatron.models.parallel_layout import check_layout
 from dasd_megatron.steps.step import StepContext
@@ -36,7 +37,7 @@ from dasd_megatron.training.gpu_libraries import check_gpu_libraries
 from dasd_megatron.training.lr_schedule import learning_rate
 from dasd_megatron.training.metrics_log import MetricsLog
 from dasd_megatron.training.train_step_config import TrainConfig
-from dasd_megatron.training.trainer import NotFinite, Trainer
+from dasd_megatron.training.trainer import NotFinite, StepOutcome, StepResult, Trainer
 from dasd_megatron.utils.errors import Stopped, UserError
 from dasd_megatron.utils.stop_signals import StopRequest, stop_requests
 
@@ -53,6 +54,16 @@ def train(context: StepContext[TrainConfig]) -> dict[str, Any]:
         return TrainingStage(context, hf).run(stop)
 
 
+@dataclass(frozen=True)
+class QueuedStep:
+    """A step whose numbers may not be there yet: which packs it took, at which rate."""
+
+    step: int
+    samples: range
+    lr: float
+    outcome: StepOutcome
+
+
 class TrainingStage:
     """One rank's part of a stage: its data, its trainer, its checkpoints."""
 
@@ -66,6 +77,8 @@ class TrainingStage:
         refuse_unfused_attention(self.packs.context_length)
         load_weights(self.chunks, context.inputs["start"] / CHECKPOINT)
         self.trainer = Trainer(self.chunks, hf, self.config.parallel, self.training, self.config.memory)
+        self._unread: list[QueuedStep] = []
+        self._since = 0.0
 
     def run(self, stop: StopRequest) -> dict[str, Any]:
         """All steps that are left, then the final weights. Returns facts for the manifest.
@@ -94,18 +107,20 @@ class TrainingStage:
     def _train(self, done: int, log: MetricsLog, checkpoints: StepCheckpoints, stop: StopRequest) -> Stopped | None:
         """The steps after `done`, with their checkpoints; what to raise if a signal asked to stop before the last one."""
         for step in range(done + 1, self.steps + 1):
+            saved = step % self.training.save_every == 0 and step < self.steps
             try:
                 with fused_attention_or_error(self.training.attention):
-                    line = self._step(step)
+                    self._unread.append(self._step(step))
                 if step == done + 1:
                     self._describe_gpu()
-                log.append(line)
+                if saved or step % self.config.tracking.every == 0 or step == self.steps:
+                    self._read(log)
             except UserError:  # raised on every rank
                 checkpoints.wait()
                 raise
             if step == self.steps:
                 break
-            if step % self.training.save_every == 0:
+            if saved:
                 checkpoints.save(step)
             # One collective a step: a signal that reached one rank stops all of them after the same step, and a checkpoint gets
             # its name only once no rank is writing.
@@ -113,6 +128,7 @@ class TrainingStage:
             if not writing:
                 checkpoints.wait()
             if signal_number:
+                self._read(log)
                 checkpoints.save(step)
                 checkpoints.wait()
                 return Stopped(
@@ -129,40 +145,63 @@ class TrainingStage:
                 f"{torch.cuda.get_device_name()}, attention: {attention_in_use()} {shown(os.environ)}", file=sys.stderr
             )
 
-    def _step(self, step: int) -> dict[str, Any]:
-        """The `step`-th optimizer step (from 1); its line in the log, the same on every rank."""
-        start = time.monotonic()
+    def _step(self, step: int) -> QueuedStep:
+        """The `step`-th optimizer step (from 1)."""
+        if not self._unread:
+            self._since = time.monotonic()
         # Packs are numbered over all epochs, and step n takes the n-th `global_batch` of them, whatever the layout:
         # data-parallel rank r has every `ranks`-th of those, from the r-th.
         size, ranks = self.training.global_batch, parallel_state.get_data_parallel_world_size()
         samples = range((step - 1) * size, step * size)
         own = samples[parallel_state.get_data_parallel_rank() :: ranks]
         lr = learning_rate(step - 1, self.steps, self.training)
+        return QueuedStep(step, samples, lr, self.trainer.step([self.packs.pack(sample) for sample in own], lr))
+
+    def _read(self, log: MetricsLog) -> None:
+        """Waits for the steps whose numbers nobody has looked at, and logs them; collective. Raises UserError on every rank."""
+        results = [self._result(queued) for queued in self._unread]
+        if not results:
+            return
+        seconds = (time.monotonic() - self._since) / len(results)
+        memory = memory_gib()  # the peak of the fullest rank
+        for queued, result in zip(self._unread, results, strict=True):
+            log.append(self._line(queued, result, seconds, memory))
+        self._unread = []
+
+    def _result(self, queued: QueuedStep) -> StepResult:
         try:
-            result = self.trainer.step([self.packs.pack(sample) for sample in own], lr)
+            return queued.outcome.read()
         except NotFinite as problem:
-            documents = ", ".join(uuid for sample in samples for uuid in self.packs.uuids(sample))
+            documents = ", ".join(uuid for sample in queued.samples for uuid in self.packs.uuids(sample))
             raise UserError(
-                f"{self.name}: {problem} at step {step}; the checkpoint before it is kept. Lower "
+                f"{self.name}: {problem} at step {queued.step}; the checkpoint before it is kept. Lower "
                 f"training.learning_rate, or look at the step's documents: {documents}"
             ) from None
-        lengths = [length for sample in samples for length in self.packs.attended_lengths(sample)]
-        seconds = time.monotonic() - start
+
+    def _fp8_share(self, lengths: list[int]) -> float:
+        if self.training.fp8 is None:
+            return 0.0
+        shape = self.trainer.hf.shape
+        return fp8_share(shape, sum(lengths), training_flops(shape, lengths), self.training.fp8_bf16_layers)
+
+    def _line(self, queued: QueuedStep, result: StepResult, seconds: float, memory: float) -> dict[str, Any]:
+        """One step's line in the log, the same on every rank."""
+        lengths = [length for sample in queued.samples for length in self.packs.attended_lengths(sample)]
         flops = training_flops(self.trainer.hf.shape, lengths) / seconds / dist.get_world_size()
         line: dict[str, Any] = {
-            "step": step,
+            "step": queued.step,
             "loss": result.loss,
             "grad_norm": result.grad_norm,
-            "lr": lr,
+            "lr": queued.lr,
             "tokens": sum(lengths),
             "seconds": round(seconds, 4),
             "tokens_per_second": round(sum(lengths) / seconds, 1),
             "tflops_per_gpu": round(flops / 1e12, 4),  # of the model: recomputation and padding don't count
-            "memory_gib": round(memory_gib(), 3),  # the peak of the fullest rank
+            "memory_gib": round(memory, 3),
         }
         if result.load_balancing_loss is not None:
             line["load_balancing_loss"] = result.load_balancing_loss
-        peak = peak_flops(self.training.fp8 is not None)
+        peak = peak_flops(self._fp8_share(lengths))
         if peak is not None:
             line["mfu"] = round(flops / peak, 4)
         return line

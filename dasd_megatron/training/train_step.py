@@ -9,7 +9,7 @@ from typing import Any
 
 from dasd_megatron.config.gpu_specs import GpuName
 from dasd_megatron.config.launch import NodeGroup
-from dasd_megatron.models.flops import hours
+from dasd_megatron.models.flops import fp8_share, hours
 from dasd_megatron.steps.cost_estimate import Cost, InputEstimates
 from dasd_megatron.steps.step import Ranks, StepContext, StepKind
 from dasd_megatron.training.gpu_environment import gpu_environment
@@ -58,6 +58,8 @@ class TrainStep(StepKind[TrainConfig]):
         if gpu is None:
             return None
         packs, training = inputs.packs("packs"), config.training
-        flops = packs.flops(inputs.student_shape(), config.isolate_documents)
+        shape = inputs.student_shape()
+        flops = packs.flops(shape, config.isolate_documents)
+        share = fp8_share(shape, packs.tokens, flops, training.fp8_bf16_layers) if training.fp8 else 0.0
         flops *= training.total_steps(packs.count) * training.global_batch / packs.count
-        return hours(flops, config.parallel.world_size, gpu, training.fp8 is not None, inputs.expected.mfu)
+        return hours(flops, config.parallel.world_size, gpu, inputs.expected.mfu, share)

@@ -10,8 +10,9 @@ from dasd_megatron.steps.step import StepConfig
 
 
 class TrackingConfig(Config):
-    """Where metrics go, beside the terminal and metrics.jsonl; null where they don't."""
+    """How often metrics are read, and where they go beside the terminal and metrics.jsonl; null where they don't."""
 
+    every: int = 1
     tensorboard: Path | None = None
     wandb_project: str | None = None
 

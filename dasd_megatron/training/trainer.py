@@ -32,7 +32,7 @@ class NotFinite(Exception):
 
 @dataclass(frozen=True)
 class StepResult:
-    """What came of one update, the same on every rank.
+    """What came of one update, as numbers; the same on every rank.
 
     Attributes:
         loss: token mean over the global batch, in nats.
@@ -44,6 +44,32 @@ class StepResult:
     loss: float
     grad_norm: float
     load_balancing_loss: float | None
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What came of one update, on the device: nothing has waited for it yet.
+
+    Attributes:
+        sums: float64 [3], over all ranks: the losses of the targets, their number, and the load-balancing losses.
+        grad_norm: before clipping.
+        balanced: packs x layers that the load-balancing losses are of; 0 without.
+    """
+
+    sums: torch.Tensor
+    grad_norm: torch.Tensor | float
+    balanced: int
+
+    def read(self) -> StepResult:
+        """Waits for the device. Raises NotFinite."""
+        norm = torch.as_tensor(self.grad_norm, dtype=torch.float64, device=self.sums.device).reshape(1)
+        loss_sum, targets, balance, grad_norm = torch.cat([self.sums, norm]).tolist()
+        loss = loss_sum / max(targets, 1)
+        if not math.isfinite(loss):
+            raise NotFinite(f"the loss is {loss}")
+        if not math.isfinite(grad_norm):
+            raise NotFinite(f"the gradient norm is {grad_norm}")
+        return StepResult(loss, grad_norm, balance / self.balanced if self.balanced else None)
 
 
 class Trainer:
@@ -65,8 +91,11 @@ class Trainer:
         self._device = next(chunks[0].parameters()).device
         self._forward_backward = get_forward_backward_func()
 
-    def step(self, packs: Sequence[Pack], lr: float) -> StepResult:
-        """One update on this data-parallel rank's packs of the global batch, a micro-batch each. Raises NotFinite."""
+    def step(self, packs: Sequence[Pack], lr: float) -> StepOutcome:
+        """One update on this data-parallel rank's packs of the global batch, a micro-batch each.
+
+        On a GPU it is queued: the host waits for it where the outcome is read.
+        """
         set_lr(self.optimizer, lr, self.training.weight_decay)
         for chunk in self.ddp:
             chunk.zero_grad_buffer()
@@ -88,15 +117,11 @@ class Trainer:
             micro_batch_size=1,
             forward_only=False,
         )
-        loss, load_balancing_loss = self._losses(outputs)
-        if not math.isfinite(loss):
-            raise NotFinite(f"the loss is {loss}")
+        sums, balanced = self._sums(outputs)
         # Reduces the norm over all ranks, clips, and updates each rank's shard of the master weights.
         with optimizer_checks():
-            updated, grad_norm, _ = self.optimizer.step()
-        if not updated or not math.isfinite(grad_norm):
-            raise NotFinite(f"the gradient norm is {grad_norm}")
-        return StepResult(loss, float(grad_norm), load_balancing_loss)
+            _, grad_norm, _ = self.optimizer.step()
+        return StepOutcome(sums, grad_norm, balanced)
 
     def _forward(self, batches: Iterator[MicroBatch], chunk: torch.nn.Module) -> tuple[torch.Tensor, Any]:
         """Megatron's forward step: the chunk's output (of the last one, the summed loss), and what makes it a loss."""
@@ -118,32 +143,31 @@ class Trainer:
             hidden_states,
             helpers["output_layer"].weight if weight is None else weight,
             batch.labels,
-            batch.loss_mask,
+            batch.targets,
             self.hf.shape.vocabulary,
             self.parallel.splits_sequence,
         )
 
-    def _losses(self, outputs: list[dict[str, torch.Tensor]]) -> tuple[float, float | None]:
-        """Token mean over the global batch, and the load-balancing loss."""
-        sums = torch.zeros(3, dtype=torch.float64)
+    def _sums(self, outputs: list[dict[str, torch.Tensor]]) -> tuple[torch.Tensor, int]:
+        """See StepOutcome. One collective over all ranks: those that hold no loss, or another's, give zeros."""
+        sums = torch.zeros(3, dtype=torch.float64, device=self._device)
         for output in outputs:  # empty on all but the last pipeline stage
-            sums[:2] += torch.stack([output["loss"], output["targets"]]).double().cpu()
+            sums[0] += output["loss"]
+            sums[1] += output["targets"]
         if parallel_state.get_tensor_model_parallel_rank() != 0:
             sums.zero_()  # tensor-parallel ranks hold the same loss
         balance = get_moe_metrics_tracker().metrics.get("load_balancing_loss")
         if balance is not None:  # this rank's layers and tokens, since it was cleared
-            sums[2] = balance.values.sum().double().cpu()
+            sums[2] = balance.values.sum()
             balance.values.zero_()
-        # One collective over all ranks, in host memory. Ranks that hold no loss, or another's, give zeros.
         dist.all_reduce(sums)
-        loss = float(sums[0] / sums[1].clamp(min=1))
-        return loss, float(sums[2]) / self.hf.shape.layers / self.training.global_batch if balance else None
+        return sums, self.hf.shape.layers * self.training.global_batch if balance is not None else 0
 
 
 def _targets_per_token(batches: Sequence[MicroBatch]) -> float:
     """Share of the global batch's tokens that are targets."""
-    counts = torch.stack([torch.stack([batch.loss_mask.sum(), (~batch.padding).sum()]) for batch in batches]).sum(0)
-    dist.all_reduce(counts)  # over ranks that hold the same tokens, too: the share is the same
+    counts = torch.tensor([[len(batch.targets), int((~batch.padding).sum())] for batch in batches]).sum(0)
+    dist.all_reduce(counts)  # in host memory; over ranks that hold the same tokens, too: the share is the same
     return float(counts[0] / counts[1])
 
 
@@ -151,5 +175,5 @@ def _per_token_loss(
     batch: MicroBatch, loss: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     """What Megatron's schedules take under `calculate_per_token_loss`: summed loss, number of targets, what to log."""
-    targets = batch.loss_mask.sum()
-    return loss, targets.to(torch.int), {"loss": loss.detach(), "targets": targets}
+    targets = torch.full((), len(batch.targets), dtype=torch.int, device=loss.device)
+    return loss, targets, {"loss": loss.detach(), "targets": targets}

@@ -49,7 +49,7 @@ def make_trainer(hf: HFModel, fp8: str | None, bf16_layers: int = 0):  # type: i
 
 def losses(trainer, first: int, last: int) -> list[float]:  # type: ignore[no-untyped-def]
     """Learns eight packs by heart, in turn."""
-    return [trainer.step([random_pack(LENGTHS, 1024, step % 8)], 1e-3).loss for step in range(first, last)]
+    return [trainer.step([random_pack(LENGTHS, 1024, step % 8)], 1e-3).read().loss for step in range(first, last)]
 
 
 @pytest.fixture(scope="module")

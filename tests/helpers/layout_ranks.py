@@ -51,7 +51,8 @@ def fused_loss(parallel: ParallelConfig, vocabulary: int, tile_elements: int) ->
 
     own_states = (states.chunk(size)[rank] if parallel.splits_sequence else states).clone().requires_grad_()
     own_weight = weight.chunk(size)[rank].clone().requires_grad_()
-    found = fused_loss.loss_sum(own_states, own_weight, labels, mask, vocabulary, parallel.splits_sequence)
+    targets = mask[0].nonzero()[:, 0]
+    found = fused_loss.loss_sum(own_states, own_weight, labels, targets, vocabulary, parallel.splits_sequence)
     found.backward()
     grad_states = eager_states.grad.chunk(size)[rank] if parallel.splits_sequence else eager_states.grad
 
@@ -96,7 +97,7 @@ def scores_of_tokens(parallel: ParallelConfig, vocabulary: int, chunk_elements: 
     share = weight.chunk(size)[rank]
     with torch.no_grad():
         found = token_scores.token_scores(
-            own_states, share, labels, mask, vocabulary, parallel.splits_sequence, top
+            own_states, share, labels, mask[0].nonzero()[:, 0], vocabulary, parallel.splits_sequence, top
         ).numpy()
     # Where the token is as likely as the last of the likeliest, whether it is among them is a matter of order.
     certain = (logits.gather(1, own)[:, 0] != logits.gather(1, likeliest.indices[:, -1:])[:, 0]).numpy()

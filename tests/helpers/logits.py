@@ -23,7 +23,7 @@ def logits_and_loss(model: Any, batch: MicroBatch, vocabulary: int) -> tuple[tor
     def process(hidden_states: torch.Tensor, output_layer: Any, output_weight: Any, **_: Any) -> torch.Tensor:
         weight = output_layer.weight if output_weight is None else output_weight
         kept["logits"] = (hidden_states[:, 0] @ weight.t()).float()
-        return loss_sum(hidden_states, weight, batch.labels, batch.loss_mask, vocabulary, sequence_parallel=False)
+        return loss_sum(hidden_states, weight, batch.labels, batch.targets, vocabulary, sequence_parallel=False)
 
     total = model(
         batch.input_ids,
@@ -33,4 +33,4 @@ def logits_and_loss(model: Any, batch: MicroBatch, vocabulary: int) -> tuple[tor
         output_processor=process,
         padding_mask=batch.padding,
     )
-    return kept["logits"][~batch.padding[0]], total / batch.loss_mask.sum()
+    return kept["logits"][~batch.padding[0]], total / len(batch.targets)

@@ -29,6 +29,18 @@ from dasd_megatron.utils.child_process import die_with_launcher
 from dasd_megatron.utils.errors import Stopped, UserError
 
 
+def check_gradients_are_added_in_place(chunks: list[Any]) -> None:
+    """By Transformer Engine's layers, to Megatron's float32 buffers."""
+    weights = [
+        (name, parameter)
+        for chunk in chunks
+        for name, parameter in chunk.decoder.named_parameters()
+        if "linear_" in name and ".weight" in name
+    ]
+    assert weights
+    assert all(parameter.grad_added_to_main_grad for _, parameter in weights), [name for name, _ in weights]
+
+
 def behave(folder: Path) -> None:
     import torch
 
@@ -44,17 +56,19 @@ def behave(folder: Path) -> None:
         time.sleep(float(os.environ.get("SLOW_WRITES", "0")))
         write(self, buckets)
 
-    def watched_step(self: stage.TrainingStage, step: int) -> dict[str, Any]:
+    def watched_step(self: stage.TrainingStage, step: int) -> stage.QueuedStep:
         if step == int(os.environ.get("FAIL_AT", "0")):
             raise UserError("the loss is nan")
-        line = train_step(self, step)
+        queued = train_step(self, step)
         time.sleep(float(os.environ.get("SLOW_STEPS", "0")))
+        if "TE_ON_CPU" in os.environ:
+            check_gradients_are_added_in_place(self.chunks)
         with get_cuda_rng_tracker().fork():
             tracked = torch.rand(1).item()
         with draws.open("a") as file:
             values = [random.random(), np.random.rand(), torch.rand(1).item(), tracked]
             file.write(json.dumps([draws.name, step, *values]) + "\n")
-        return line
+        return queued
 
     def refuse(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -74,15 +74,15 @@ def test_a_micro_batch_predicts_within_documents_only(lengths: list[int], ranks:
         alignment(ParallelConfig(context=ranks), None) if multiple == 1 else Alignment(2 * ranks, 2 * ranks * multiple)
     )
     shares = [make_micro_batches([Pack(ids, targets, lengths)], align, ranks, rank)[0] for rank in range(ranks)]
-    trained = torch.cat([share.labels[share.loss_mask == 1] for share in shares])
+    trained = torch.cat([share.labels[0, share.targets] for share in shares])
     begins = np.cumsum([0, *lengths[:-1]])
     expected = [int(ids[i]) for i in range(total) if targets[i] and i not in begins]
     assert sorted(trained.tolist()) == expected
     for share in shares:
-        where = share.loss_mask[0] == 1
+        where = share.targets
         assert torch.equal(share.labels[0, where], share.input_ids[0, where] + 1)  # the same document's next token
         assert int((~share.padding).sum()) == int((share.input_ids > 0).sum())
-        assert not bool((share.loss_mask[share.padding] == 1).any())
+        assert not bool(share.padding[0, where].any())
     positions = {
         int(token): int(position)
         for share in shares
@@ -105,7 +105,7 @@ def test_micro_batches_of_a_step_are_equally_long() -> None:
 def test_padding_that_equals_the_end_of_turn_is_still_learned() -> None:
     """Masks depend on position: a document that ends in the pad id is trained to end so."""
     pack = Pack(np.array([5, 0], np.int32), np.array([False, True]), [2])
-    assert make_micro_batches([pack], Alignment(1, 4))[0].loss_mask[0].tolist() == [1, 0, 0, 0]
+    assert make_micro_batches([pack], Alignment(1, 4))[0].targets.tolist() == [0]
 
 
 @pytest.mark.parametrize(("fp8", "expected"), [(None, 12), ("delayed", 192), ("blockwise", 1536), ("mxfp8", 384)])

@@ -105,7 +105,7 @@ def test_stages_fit_on_h100s(name: str, stage: str, layout: str, models: Path) -
     found = re.search(r"in all +│ +([\d.]+) GiB", out)
     assert found is not None
     assert f"| {found[1]} |" in PAGE
-    assert float(found[1]) < 0.8 * 80  # room for communication, fragmentation, and experts that are chosen more often
+    assert float(found[1]) < 0.83 * 80  # room for communication, fragmentation, and experts that are chosen more often
     assert "packs of 65,536 tokens" in out
     assert "less than a tenth" not in out
 

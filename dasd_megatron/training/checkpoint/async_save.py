@@ -17,6 +17,8 @@ from typing import Any
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
@@ -46,13 +48,13 @@ class Save:
             except OSError as error:
                 failure = disk_error(self._temporary, error)
         raise_on_all_ranks(failure)
-        self._plan = _Plan()
+        self._plan, own = _Plan(), _storages(state)
         dist_checkpointing.save(
             state, str(self._temporary), sharded_strategy=self._plan, async_sharded_save=True, async_strategy="mcore"
         )
         self._written: list[WriteResult] = []
         self._failure: Exception | None = None
-        self._thread = threading.Thread(target=self._write, args=(_snapshot(self._plan.writer),), name=folder.name)
+        self._thread = threading.Thread(target=self._write, args=(_snapshot(self._plan.writer, own),), name=folder.name)
         self._thread.start()
 
     @property
@@ -127,14 +129,25 @@ class _Plan(TorchDistSaveShardedStrategy):  # type: ignore[misc]
         return AsyncRequest(None, (), [])
 
 
-def _snapshot(writer: Any) -> list[Any]:
-    """What this rank is to write, in memory that training doesn't touch; called while training stands still."""
+def _storages(state: dict[str, Any]) -> set[int]:
+    """Where the memory begins that training goes on with."""
+    return {
+        base.data.untyped_storage().data_ptr()
+        for base in nested_values(state)
+        if isinstance(base, ShardedTensor | ShardedTensorFactory)
+    }
+
+
+def _snapshot(writer: Any, own: set[int]) -> list[Any]:
+    """What this rank is to write, in memory that training doesn't touch; called while training stands still.
+
+    `own`: see _storages. The writer has copied views in host memory already.
+    """
     snapshot = []
     staged = writer.preload_tensors(writer.write_buckets)  # copies from GPU to host
     for (path, key, (objects, tensors)), (_, _, (_, live)) in zip(staged, writer.write_buckets, strict=True):
         copies = [
-            (item, tensor.clone() if tensor is original else tensor)  # in host memory already: not copied yet
-            for (item, tensor), (_, original) in zip(tensors, live, strict=True)
+            (item, tensor.clone() if tensor.untyped_storage().data_ptr() in own else tensor) for item, tensor in tensors
         ]
         snapshot.append((path, key, (objects, copies)))
         live.clear()  # state that was gathered for this save alone takes no GPU memory from here on

@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+from dasd_megatron.cpu_backend.rope import rope_of_packs
+
 prepared = False
 
 
@@ -160,6 +162,10 @@ def _patch(module: Any) -> None:
         module.disable_jit_fuser()  # compiling on the fly costs more than it gains on a CPU
     elif module.__name__ == "megatron.core.tensor_parallel.random":
         _patch_rng(module)
+    elif module.__name__ == "megatron.core.models.common.embeddings.rope_utils":
+        module._apply_rotary_pos_emb_thd = rope_of_packs  # type: ignore[attr-defined]
+    elif module.__name__ == "megatron.core.utils":
+        module.local_multi_tensor_scale = _scale  # type: ignore[attr-defined]
     elif module.__name__ == "megatron.core.transformer.moe.moe_utils":
         # all_to_all wants its split sizes as lists; Megatron converts only CUDA tensors.
         module.maybe_move_tensor_to_cpu = (  # type: ignore[attr-defined]
@@ -167,6 +173,12 @@ def _patch(module: Any) -> None:
                 tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
             )
         )
+
+
+def _scale(chunk_size: int, noop_flag: Any, tensors: Sequence[Sequence[torch.Tensor]], scale: float) -> None:
+    """Without a copy of each tensor between."""
+    for source, target in zip(*tensors, strict=True):
+        torch.mul(source, scale, out=target)
 
 
 def _patch_rng(module: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.distributed import (
     DistributedDataParallel,
     DistributedDataParallelConfig,
@@ -38,6 +39,8 @@ def wrap_model(chunks: Sequence[GPTModel], distributed: bool) -> list[Distribute
     ]
     for chunk in chunks:
         _add_gradients_in_place(chunk)
+    for ddp in wrapped:
+        _exchange_with_others_alone(ddp)
     return wrapped
 
 
@@ -49,6 +52,17 @@ def _add_gradients_in_place(chunk: GPTModel) -> None:
     for module in chunk.modules():
         if hasattr(module, "fuse_wgrad_accumulation"):
             module.fuse_wgrad_accumulation = True
+
+
+def _exchange_with_others_alone(ddp: DistributedDataParallel) -> None:
+    """A rank that shares its parameters with none has nothing to reduce and to gather; gloo would copy all of it."""
+    for group, buckets in (
+        (parallel_state.get_data_parallel_group(with_context_parallel=True), ddp.bucket_groups),
+        (parallel_state.get_expert_data_parallel_group(), ddp.expert_parallel_bucket_groups),
+    ):
+        if group.size() == 1:
+            for bucket in buckets:
+                bucket.start_grad_sync = bucket.start_param_sync = lambda *_, **__: None
 
 
 def build_optimizer(
@@ -78,6 +92,9 @@ def build_optimizer(
     )
     with optimizer_checks():
         optimizer = get_megatron_optimizer(config, list(chunks))
+    if not bf16 and parallel.distributed_optimizer:
+        for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+            part._copy_main_params_to_model_params = lambda: None  # they are the same memory
     chunks[0].config.grad_scale_func = optimizer.scale_loss
     return optimizer
 

@@ -34,6 +34,13 @@ def test_light_imports(modules: str, absent: str) -> None:
     assert loaded == "[]"
 
 
+def test_a_rank_without_a_gpu_loads_neither_torchs_compiler_nor_log_writers() -> None:
+    """They would double the time in which it starts."""
+    absent = ["torch._dynamo.eval_frame", "torch._inductor", "wandb", "tensorboard"]
+    loaded = f"print([name for name in {absent} if name in sys.modules])"
+    assert run_python(f"import sys, dasd_megatron.training.stage; {loaded}") == "[]"
+
+
 @pytest.mark.parametrize("tool", sorted(path.name for path in (ROOT / "tools").glob("*.py")))
 def test_help_has_examples_and_loads_nothing_heavy(tool: str) -> None:
     code = (

@@ -7,6 +7,7 @@ examples:
   {prog} examples/toy/recipe.yaml --stage low_temperature
   {prog} examples/toy/recipe.yaml --stage high_temperature parallel.data=1 parallel.tensor=2
   {prog} examples/toy/recipe.yaml --stage low_temperature --estimate --gpu h100
+  {prog} examples/toy/recipe.yaml --stage low_temperature --layouts --gpu h100 --gpus 8
   {prog} examples/toy/recipe.yaml --stage low_temperature --dry-run parallel.data=32 training.global_batch=32
 """
 
@@ -28,10 +29,14 @@ def main(prog: str, arguments: Sequence[str]) -> int:
     """Entry point; returns the exit code."""
     parser = _parser(prog)
     args = parser.parse_intermixed_args(arguments)
-    if args.gpu and not args.estimate:
-        parser.error("--gpu goes with --estimate")
-    if args.mfu and not args.gpu:
-        parser.error("--mfu goes with --gpu")
+    if args.gpu and not (args.estimate or args.layouts):
+        parser.error("--gpu goes with --estimate and --layouts")
+    if args.layouts and not args.gpu:
+        parser.error("--layouts needs --gpu")
+    if args.mfu and not (args.gpu and args.estimate):
+        parser.error("--mfu goes with --estimate --gpu")
+    if args.gpus and not args.layouts:
+        parser.error("--gpus goes with --layouts")
     return exit_code_of(lambda: _run(args))
 
 
@@ -48,10 +53,18 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "--estimate", action="store_true", help="print parameters, FLOPs, memory a rank and hours; run nothing"
     )
     what.add_argument(
+        "--layouts", action="store_true", help="list the layouts that fit these GPUs, the fastest first; run nothing"
+    )
+    what.add_argument(
         "--dry-run", action="store_true", help="build each kind of rank of the layout without memory; run nothing"
     )
     parser.add_argument(
-        "--gpu", choices=GPU_SPECS, help="estimate: for this GPU, hours included; without it, for a CPU"
+        "--gpu",
+        choices=GPU_SPECS,
+        help="estimate: for this GPU, hours included; without it, for a CPU. layouts: of this GPU",
+    )
+    parser.add_argument(
+        "--gpus", type=_number, metavar="N", help="layouts: how many; as many as the recipe uses by default"
     )
     parser.add_argument(
         "--mfu",
@@ -62,6 +75,12 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the recipe's")
     return parser
+
+
+def _number(text: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text} is no number of GPUs")
+    return int(text)
 
 
 def _share(text: str) -> float:
@@ -86,6 +105,10 @@ def _run(args: argparse.Namespace) -> int:
         from dasd_megatron.cli.print_estimate import print_estimate
 
         print_estimate(recipe, stage, step, args.gpu, args.mfu or recipe.expected.mfu)
+    elif args.layouts:
+        from dasd_megatron.cli.print_layouts import print_layouts
+
+        print_layouts(recipe, stage, step, args.gpus or recipe.parallel.world_size, args.gpu)
     elif args.dry_run:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # read when torch is imported: nothing is to be put on a GPU
         from dasd_megatron.training.build_ranks import build_ranks

@@ -17,22 +17,28 @@ class GpuSpec:
         bf16, fp8: dense peak of matrix products, in FLOP/s; None where it has no FP8.
         memory_gib: its memory, in GiB.
         bandwidth: of its memory, in bytes/s.
+        nvlink: to the GPUs of its node, in bytes/s in one direction.
+        network: its share of the node's adapters, in bytes/s in one direction.
     """
 
     bf16: float
     fp8: float | None
     memory_gib: int
     bandwidth: float
+    nvlink: float
+    network: float
 
     def peak(self, fp8_share: float = 0.0) -> float:
         """FLOP/s of work of which this share is done in FP8, where it has that, and the rest in bf16."""
         return 1 / ((1 - fp8_share) / self.bf16 + fp8_share / (self.fp8 or self.bf16))
 
 
-# A100 with 80 GB, all with SXM.
+GPUS_PER_NODE = 8
+
+# A100 with 80 GB, all with SXM, in NVIDIA's DGX.
 GPU_SPECS: dict[GpuName, GpuSpec] = {
-    "a100": GpuSpec(312e12, None, 80, 2.0e12),
-    "h100": GpuSpec(989e12, 1979e12, 80, 3.35e12),
-    "h200": GpuSpec(989e12, 1979e12, 141, 4.8e12),
-    "b200": GpuSpec(2250e12, 4500e12, 180, 8.0e12),
+    "a100": GpuSpec(312e12, None, 80, 2.0e12, 300e9, 25e9),
+    "h100": GpuSpec(989e12, 1979e12, 80, 3.35e12, 450e9, 50e9),
+    "h200": GpuSpec(989e12, 1979e12, 141, 4.8e12, 450e9, 50e9),
+    "b200": GpuSpec(2250e12, 4500e12, 180, 8.0e12, 900e9, 50e9),
 }

@@ -36,7 +36,7 @@ def check_layout(
     if problem is not None:
         nearest = " | ".join(map(str, nearest_layouts(model, parallel, training, context_length)))
         raise UserError(f"parallel: {problem} ({folder}); layouts that work: {nearest}")
-    setting = next(_setting_problems(model, parallel, training, memory), None)
+    setting = setting_problem(model, parallel, training, memory)
     if setting is not None:
         raise UserError(f"{setting} ({folder})")
 
@@ -46,6 +46,13 @@ def layout_problem(
 ) -> str | None:
     """Why the model, packs or batch can't be split as `parallel` says; None where they can."""
     return next(_problems(model, parallel, training, context_length), None)
+
+
+def setting_problem(
+    model: ModelShape, parallel: ParallelConfig, training: TrainingConfig, memory: MemoryConfig
+) -> str | None:
+    """Which setting goes with no model or layout like this, and why; None where all do."""
+    return next(_setting_problems(model, parallel, training, memory), None)
 
 
 def nearest_layouts(

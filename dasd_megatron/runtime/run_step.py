@@ -27,6 +27,7 @@ from dasd_megatron.utils.child_process import die_with_launcher
 from dasd_megatron.utils.errors import Stopped, UserError
 from dasd_megatron.utils.files import REFUSED, disk_error, write_atomically
 from dasd_megatron.utils.lease import hold
+from dasd_megatron.utils.process_group import exit_at_once
 
 # This module, as it is started.
 RUN_STEP = "dasd_megatron.runtime.run_step"
@@ -136,8 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         use_writable_caches(os.environ)
         if args.replica:
             run_replica(step, args.attempt)
-            sys.stderr.flush()
-            os._exit(0)  # all is on disk; taking an engine down in order costs seconds
+            exit_at_once()  # all is on disk; taking an engine down in order costs seconds
         else:
             command = ["-m", RUN_STEP, str(args.recipe), args.step, *args.overrides]
             run_step(step, command, args.attempt, FilterPreview.of(step, steps.values()))

@@ -159,14 +159,23 @@ class TrainingStage:
 
     def _read(self, log: MetricsLog) -> None:
         """Waits for the steps whose numbers nobody has looked at, and logs them; collective. Raises UserError on every rank."""
-        results = [self._result(queued) for queued in self._unread]
-        if not results:
+        if not self._unread:
             return
-        seconds = (time.monotonic() - self._since) / len(results)
+        results: list[StepResult] = []
+        failure: UserError | None = None
+        for queued in self._unread:
+            try:
+                results.append(self._result(queued))
+            except UserError as error:
+                failure = error
+                break
+        seconds = (time.monotonic() - self._since) / len(self._unread)
         memory = memory_gib()  # the peak of the fullest rank
-        for queued, result in zip(self._unread, results, strict=True):
+        for queued, result in zip(self._unread, results, strict=failure is None):
             log.append(self._line(queued, result, seconds, memory))
         self._unread = []
+        if failure is not None:
+            raise failure
 
     def _result(self, queued: QueuedStep) -> StepResult:
         try:

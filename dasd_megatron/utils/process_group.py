@@ -5,6 +5,7 @@ python -m dasd_megatron.utils.process_group COMMAND ...
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -15,6 +16,8 @@ from typing import IO, Never
 from dasd_megatron.utils.child_process import die_with
 
 THIS = "dasd_megatron.utils.process_group"
+# Seconds in which a killed process gives back what it holds.
+PATIENCE = 10.0
 
 
 def start_group(command: Sequence[str], environment: Mapping[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
@@ -30,6 +33,23 @@ def start_group(command: Sequence[str], environment: Mapping[str, str], log: IO[
         start_new_session=True,
         preexec_fn=lambda: die_with(parent, signal.SIGTERM),
     )
+
+
+def exit_at_once(code: int = 0) -> Never:
+    """Ends this process without taking anything down in order, and what it started: once it is gone, nothing holds a GPU.
+
+    Workers of an engine on several GPUs notice by themselves that they are alone, but seconds later.
+    """
+    import psutil
+
+    sys.stdout.flush()
+    sys.stderr.flush()
+    started = psutil.Process().children(recursive=True)
+    for process in started:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(started, timeout=PATIENCE)
+    os._exit(code)
 
 
 def main() -> Never:

@@ -6,7 +6,6 @@ python -m dasd_megatron.sampling.engines.engine_process FD
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import threading
 from collections import deque
@@ -21,6 +20,7 @@ from dasd_megatron.sampling.engines.engine import Ended, Engine, Request
 from dasd_megatron.sampling.engines.registry import ENGINES
 from dasd_megatron.utils.errors import UserError
 from dasd_megatron.utils.piped_process import PipedProcess, parent_connection
+from dasd_megatron.utils.process_group import exit_at_once
 
 THIS = "dasd_megatron.sampling.engines.engine_process"
 
@@ -61,7 +61,7 @@ def main() -> None:
     except (EOFError, ConnectionError):  # the parent is done
         pass
     sys.stderr.flush()
-    os._exit(0)  # taking an engine down in order costs seconds
+    exit_at_once()  # taking an engine down in order costs seconds
 
 
 def _generate(engine: Engine, connection: Connection[Any, Any]) -> None:

@@ -169,7 +169,7 @@ class StepCheckpoints:
         wanted = {"weights": own_shares(weights), "optimizer": optimizer, "fp8": scales}
         state = load_sharded({**wanted, "random": sharded(None)} if same_layout else wanted, folder)
         exchange_shares(weights)
-        set_scales(self._chunks, state["fp8"])
+        set_scales(self._chunks, state.get("fp8", {}))
         restore(self._optimizer, state["optimizer"], own, step)
         if same_layout:
             set_random_states(state["random"])

@@ -33,7 +33,7 @@ def forked(
     timeout: int = 300,
 ) -> tuple[int, str]:
     """Runs a module as __main__ on each rank; the first exit code that isn't 0, if any, and what they printed."""
-    variables = {**_environment(), **(environment or {})}
+    variables = {**environment_of_ranks(), **(environment or {})}
     server = _server(variables.get("TE_ON_CPU"))
     request = {"module": module, "arguments": list(arguments), "ranks": ranks, "environment": variables}
     assert server.stdin is not None
@@ -50,7 +50,7 @@ def forked(
     return answer["code"], answer["output"]
 
 
-def _environment() -> dict[str, str]:
+def environment_of_ranks() -> dict[str, str]:
     """This process's, without what Megatron sets where a model is built: a stage takes that for the user's choice."""
     return {name: value for name, value in os.environ.items() if not name.startswith("NVTE_")}
 
@@ -61,7 +61,7 @@ def _server(te_on_cpu: str | None) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", __name__],
         cwd=ROOT,
-        env={**_environment(), **({"TE_ON_CPU": te_on_cpu} if te_on_cpu else {})},
+        env={**environment_of_ranks(), **({"TE_ON_CPU": te_on_cpu} if te_on_cpu else {})},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

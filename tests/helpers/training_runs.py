@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ import torch
 from conversion.convert import export_hf, import_hf
 from dasd_megatron.config.training import ParallelConfig
 from tests.conftest import ROOT
-from tests.helpers.forked_ranks import forked
+from tests.helpers.forked_ranks import environment_of_ranks, forked
 from tests.helpers.tiny_models import random_packs, tiny_model, training_context
 
 PATIENCE = 120.0  # seconds
@@ -58,12 +57,16 @@ class Run:
             cwd=ROOT,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, **self.behaviour},
+            env={**environment_of_ranks(), **self.behaviour},
         )
 
     def finish(self) -> list[dict[str, Any]]:
         """Runs it to its end; its log."""
-        code, output = forked(WATCHED_RANKS, [str(self.context)], self.parallel.world_size, self.behaviour)
+        if torch.cuda.is_available():  # CUDA doesn't outlive a fork
+            process = self.start()
+            output, code = process.communicate(timeout=600)[1], process.returncode
+        else:
+            code, output = forked(WATCHED_RANKS, [str(self.context)], self.parallel.world_size, self.behaviour)
         assert code == 0, output[-3000:]
         return self.log()
 

@@ -7,7 +7,7 @@ is left out.
 
 examples:
   python -m benchmarks.train_step
-  python -m benchmarks.train_step --size 4B --lengths 32768 65536 --fp8 tensorwise blockwise
+  python -m benchmarks.train_step --size 4B --layers 18 --lengths 32768 65536 --fp8 tensorwise blockwise
 """
 
 from __future__ import annotations
@@ -117,14 +117,19 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="0.6B" if ON_GPU else "5M")
+    parser.add_argument("--layers", type=int, help="of the size's; all 36 of 4B need 72 GB for the state alone")
     parser.add_argument("--lengths", type=int, nargs="+", default=[8192, 32_768, 65_536] if ON_GPU else [512, 1024])
     parser.add_argument("--fp8", nargs="*", default=["tensorwise", "delayed"] if ON_GPU else [], help="FP8 recipes")
     parser.add_argument("--steps", type=int, default=5)
     args = parser.parse_args()
-    print(torch.cuda.get_device_name() if ON_GPU else "CPU", f"torch {torch.__version__}, Qwen3 {args.size}")
+    fields = dict(SIZES[args.size])
+    if args.layers is not None:
+        fields["num_hidden_layers"] = args.layers
+    layers = "" if args.layers is None else f" with {args.layers} layers"
+    print(torch.cuda.get_device_name() if ON_GPU else "CPU", f"torch {torch.__version__}, Qwen3 {args.size}{layers}")
     print(f"{'tokens':>7} {'what':>18} {'ms a step':>10} {'tokens/s':>10} {'TFLOP/s':>8} {'of peak':>8} {'GiB':>6}")
     with tempfile.TemporaryDirectory() as folder, process_groups(ParallelConfig(), 0):
-        hf = qwen3(Path(folder), **SIZES[args.size])
+        hf = qwen3(Path(folder), **fields)
         for length in args.lengths:
             contenders: dict[str, Callable[[], Callable[[], object]]] = {
                 "transformers": lambda length=length: transformers(hf, length),  # type: ignore[misc]

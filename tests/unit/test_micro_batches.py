@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from dasd_megatron.artifacts.artifact import Artifact
 from dasd_megatron.config.training import ParallelConfig
+from dasd_megatron.megatron_model.build_model import rotary_length
 from dasd_megatron.megatron_model.micro_batch import Pack, make_micro_batches
 from dasd_megatron.megatron_model.packed_documents import rank_tokens
 from dasd_megatron.models.pack_padding import Alignment, alignment, document_slots
@@ -129,3 +131,10 @@ def test_without_isolation_a_pack_is_one_document(tmp_path: Path) -> None:
     isolated, joined = (PackDataset(artifact, 3, isolate).pack(0) for isolate in (True, False))
     assert len(isolated.lengths) > 1
     assert joined.lengths == [sum(isolated.lengths)]
+
+
+@given(st.integers(1, 1 << 17))
+def test_rotary_angles_are_kept_for_few_lengths(longest: int) -> None:
+    found = rotary_length(SimpleNamespace(max_seqlen_q=longest))
+    assert longest <= found <= 1.25 * longest + 1
+    assert len(bin(found).strip("0b")) <= 3  # four between powers of two

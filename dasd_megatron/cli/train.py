@@ -98,7 +98,7 @@ def _run(args: argparse.Namespace) -> int:
     from dasd_megatron.pipeline.graph import build_steps
 
     recipe = load_recipe(args.recipe, args.overrides)
-    steps = build_steps(recipe)
+    steps = build_steps(_of_any_layout(recipe) if args.layouts else recipe)
     stage = _stage(recipe, args.stage)
     step = steps[f"train_{stage.name}"]
     if args.estimate:
@@ -120,6 +120,13 @@ def _run(args: argparse.Namespace) -> int:
 
         run_one(step, args.recipe, args.overrides)
     return 0
+
+
+def _of_any_layout(recipe: Recipe) -> Recipe:
+    """To ask for layouts, the recipe's own needs not be possible."""
+    parallel = type(recipe.parallel)(distributed_optimizer=recipe.parallel.distributed_optimizer)
+    memory = recipe.memory.model_copy(update={"recompute": "none", "recompute_layers": None})
+    return recipe.model_copy(update={"parallel": parallel, "memory": memory})
 
 
 def _stage(recipe: Recipe, name: str) -> StageConfig:

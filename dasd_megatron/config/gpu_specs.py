@@ -7,6 +7,13 @@ from typing import Literal
 
 GpuName = Literal["a100", "h100", "h200", "b200"]
 GIB = 1 << 30
+# FP8 recipe -> least compute capability, and the generation that has it.
+CAPABILITY = {
+    "delayed": ((8, 9), "Ada or Hopper"),
+    "tensorwise": ((8, 9), "Ada or Hopper"),
+    "blockwise": ((9, 0), "Hopper"),
+    "mxfp8": ((10, 0), "Blackwell"),
+}
 
 
 @dataclass(frozen=True)
@@ -19,6 +26,7 @@ class GpuSpec:
         bandwidth: of its memory, in bytes/s.
         nvlink: to the GPUs of its node, in bytes/s in one direction.
         network: its share of the node's adapters, in bytes/s in one direction.
+        capability: CUDA's compute capability.
     """
 
     bf16: float
@@ -27,6 +35,7 @@ class GpuSpec:
     bandwidth: float
     nvlink: float
     network: float
+    capability: tuple[int, int]
 
     def peak(self, fp8_share: float = 0.0) -> float:
         """FLOP/s of work of which this share is done in FP8, where it has that, and the rest in bf16."""
@@ -37,8 +46,21 @@ GPUS_PER_NODE = 8
 
 # A100 with 80 GB, all with SXM, in NVIDIA's DGX.
 GPU_SPECS: dict[GpuName, GpuSpec] = {
-    "a100": GpuSpec(312e12, None, 80, 2.0e12, 300e9, 25e9),
-    "h100": GpuSpec(989e12, 1979e12, 80, 3.35e12, 450e9, 50e9),
-    "h200": GpuSpec(989e12, 1979e12, 141, 4.8e12, 450e9, 50e9),
-    "b200": GpuSpec(2250e12, 4500e12, 180, 8.0e12, 900e9, 50e9),
+    "a100": GpuSpec(312e12, None, 80, 2.0e12, 300e9, 25e9, (8, 0)),
+    "h100": GpuSpec(989e12, 1979e12, 80, 3.35e12, 450e9, 50e9, (9, 0)),
+    "h200": GpuSpec(989e12, 1979e12, 141, 4.8e12, 450e9, 50e9, (9, 0)),
+    "b200": GpuSpec(2250e12, 4500e12, 180, 8.0e12, 900e9, 50e9, (10, 0)),
 }
+
+
+def fp8_problem(fp8: str, capability: tuple[int, int] | None, transformer_engine: bool) -> str | None:
+    """What an FP8 recipe lacks on a GPU of this compute capability (None: no GPU); None where it can be used."""
+    if capability is None:
+        return "needs a GPU, and this machine has none"
+    needed, generation = CAPABILITY[fp8]
+    if capability < needed:
+        return (
+            f"needs a GPU of compute capability {needed[0]}.{needed[1]} ({generation}) or newer, and this one's is "
+            f"{capability[0]}.{capability[1]}"
+        )
+    return None if transformer_engine else "needs Transformer Engine, which isn't installed"

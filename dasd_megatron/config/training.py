@@ -166,7 +166,7 @@ class LoggingConfig(Config):
 
     every: Positive = 1
     """Optimizer steps between two looks at the numbers. At each a GPU's queue runs empty, which costs short steps some percent; a
-    loss that is no number is noticed then, and before each checkpoint."""
+    loss that is no number is noticed then, and before each checkpoint. Times of the steps between are their mean."""
 
     tensorboard: bool = True
     """Event files in run_dir/tensorboard."""

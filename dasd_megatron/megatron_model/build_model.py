@@ -208,6 +208,7 @@ def _parallelism(parallel: ParallelConfig) -> dict[str, Any]:
         # The interleaved schedule with batched communication gives wrong gradients over two stages.
         "overlap_p2p_comm": interleaved,
         "batch_p2p_comm": not interleaved,
+        "batch_p2p_sync": False,  # the host would wait for the GPU after each exchange, which old versions of torch needed
     }
 
 

@@ -16,6 +16,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTenso
 from megatron.core.models.gpt import GPTModel
 from torch.distributed.checkpoint.api import CheckpointException
 
+from dasd_megatron.megatron_model.collectives import raise_on_all_ranks
 from dasd_megatron.megatron_model.tensor_shares import parts_of, shares
 from dasd_megatron.models.checkpoint_index import read_index
 from dasd_megatron.utils.errors import UserError
@@ -109,9 +110,18 @@ def save_metadata() -> dict[str, Any]:
 
 
 def load_sharded(state: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The tensors that `state` describes, from a checkpoint written in any layout. Raises UserError where it is damaged."""
-    with reading(folder):
-        loaded: dict[str, Any] = dist_checkpointing.load(state, str(folder))
+    """The tensors that `state` describes, from a checkpoint written in any layout; called on every rank.
+
+    Raises UserError on all of them where it is damaged: each rank reads its own share, and may be the only one to see it.
+    """
+    loaded: dict[str, Any] = {}
+    failure: UserError | None = None
+    try:
+        with reading(folder):
+            loaded = dist_checkpointing.load(state, str(folder))
+    except UserError as error:
+        failure = error
+    raise_on_all_ranks(failure)
     return loaded
 
 

@@ -138,10 +138,6 @@ def _setting_problems(
         yield f"memory.recompute_layers={memory.recompute_layers}, but a model chunk has {chunk} layers"
     if memory.offload_optimizer and training.precision != "bf16":  # Megatron would fail
         yield f"memory.offload_optimizer={memory.offload_optimizer} needs training.precision: bf16, not {training.precision}"
-    if (
-        training.fp8 == "delayed" and training.fp8_bf16_layers
-    ):  # the largest values are taken when a pass through all layers ends
-        yield f"training.fp8_bf16_layers={training.fp8_bf16_layers} needs another training.fp8 than delayed"
     if memory.offload_optimizer and not parallel.distributed_optimizer:
         yield f"memory.offload_optimizer={memory.offload_optimizer} needs parallel.distributed_optimizer: true"
 

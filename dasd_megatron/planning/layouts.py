@@ -67,6 +67,21 @@ def fitting_layouts(
     return sorted(best.values(), key=_order)
 
 
+def possible_layouts(
+    shape: ModelShape,
+    parallel: ParallelConfig,
+    training: TrainingConfig,
+    memory: MemoryConfig,
+    context_length: int,
+    gpus: int,
+) -> Iterator[tuple[ParallelConfig, MemoryConfig]]:
+    """Those that the model, batch and precision can be split in, whatever they need."""
+    for layout, recompute in product(_layouts(shape, parallel, gpus), _recomputations(memory)):
+        problem = layout_problem(shape, layout, training, context_length)
+        if problem is None and setting_problem(shape, layout, training, recompute) is None:
+            yield layout, recompute
+
+
 def _order(found: FittingLayout) -> tuple[int, int, int, float]:
     parallel = found.parallel
     splits = sum(size > 1 for size in (parallel.tensor, parallel.context, parallel.pipeline, parallel.expert))
@@ -74,7 +89,7 @@ def _order(found: FittingLayout) -> tuple[int, int, int, float]:
 
 
 def _layouts(shape: ModelShape, parallel: ParallelConfig, gpus: int) -> Iterator[ParallelConfig]:
-    """By powers of two; tensor and expert parallelism stay in a node."""
+    """By powers of two; tensor, pipeline and expert parallelism are no wider than a node."""
     powers = [2**n for n in range(gpus.bit_length())]
     in_node = [size for size in powers if size <= GPUS_PER_NODE]
     for tensor, context, pipeline in product(in_node, powers, in_node):

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from dasd_megatron.config.gpu_specs import GPU_SPECS
-from dasd_megatron.training.collectives import all_reduce_max
+from dasd_megatron.megatron_model.collectives import all_reduce_max
 
 
 def memory_gib() -> float:

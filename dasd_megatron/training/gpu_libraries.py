@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import re
 from collections.abc import Mapping
@@ -27,6 +28,11 @@ def check_gpu_libraries(sinks: bool) -> None:
     """Raises UserError where they aren't. `sinks`: whether the model's attention has some."""
     if not torch.cuda.is_available():
         problem = driver_problem(DRIVER, torch.version.cuda, os.environ)
+    elif importlib.util.find_spec("transformer_engine") is None:
+        problem = (
+            "training on a GPU needs Transformer Engine, which isn't installed: take the image, or "
+            "pip install dasd-megatron[gpu]"
+        )
     else:
         from transformer_engine.pytorch.utils import get_cudnn_version
 
@@ -46,8 +52,8 @@ def library_problem(transformer_engine: Version, cudnn: Version, sinks: bool) ->
     needed, reason = (CUDNN_WITH_SINKS, " for attention sinks over packed documents") if sinks else (CUDNN, "")
     if cudnn < needed:
         return (
-            f"cuDNN {_shown(cudnn)} is too old: {_shown(needed)} or later is needed{reason}; install a newer one "
-            "(pip install -U nvidia-cudnn-cu13), or take a newer base image"
+            f"cuDNN {_shown(cudnn)} is too old: {_shown(needed)} or later is needed{reason}; build the image on a newer BASE, or "
+            "install a newer one where torch came from pip (nvidia-cudnn-cu13; -cu12 where torch is built for CUDA 12)"
         )
     return None
 

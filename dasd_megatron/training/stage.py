@@ -14,21 +14,21 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from dasd_megatron.artifacts.training_files import CHECKPOINT
+from dasd_megatron.megatron_model.attention_backend import (
+    attention_in_use,
+    check_attention_variables,
+    fused_attention_or_error,
+    refuse_unfused_attention,
+)
 from dasd_megatron.megatron_model.build_model import ModelOptions, build_model
+from dasd_megatron.megatron_model.collectives import all_reduce_max
 from dasd_megatron.megatron_model.process_groups import process_groups
 from dasd_megatron.megatron_model.weights import load_weights
 from dasd_megatron.models.flops import fp8_share, training_flops
 from dasd_megatron.models.hf_model import HFModel
 from dasd_megatron.models.parallel_layout import check_layout
 from dasd_megatron.steps.step import StepContext
-from dasd_megatron.training.attention_backend import (
-    attention_in_use,
-    check_attention_variables,
-    fused_attention_or_error,
-    refuse_unfused_attention,
-)
 from dasd_megatron.training.checkpoint.checkpoints import StepCheckpoints, save_weights
-from dasd_megatron.training.collectives import all_reduce_max
 from dasd_megatron.training.data import PackDataset
 from dasd_megatron.training.device_stats import memory_gib, peak_flops
 from dasd_megatron.training.fp8_support import check_precision
@@ -108,16 +108,12 @@ class TrainingStage:
         """The steps after `done`, with their checkpoints; what to raise if a signal asked to stop before the last one."""
         for step in range(done + 1, self.steps + 1):
             saved = step % self.training.save_every == 0 and step < self.steps
-            try:
-                with fused_attention_or_error(self.training.attention):
-                    self._unread.append(self._step(step))
-                if step == done + 1:
-                    self._describe_gpu()
-                if saved or step % self.config.tracking.every == 0 or step == self.steps:
-                    self._read(log)
-            except UserError:  # raised on every rank
-                checkpoints.wait()
-                raise
+            with fused_attention_or_error(self.training.attention):
+                self._unread.append(self._step(step))
+            if step == done + 1:
+                self._describe_gpu()
+            if saved or step % self.config.tracking.every == 0 or step == self.steps:
+                self._read(log, checkpoints)
             if step == self.steps:
                 break
             if saved:
@@ -128,7 +124,7 @@ class TrainingStage:
             if not writing:
                 checkpoints.wait()
             if signal_number:
-                self._read(log)
+                self._read(log, checkpoints)
                 checkpoints.save(step)
                 checkpoints.wait()
                 return Stopped(
@@ -157,8 +153,11 @@ class TrainingStage:
         lr = learning_rate(step - 1, self.steps, self.training)
         return QueuedStep(step, samples, lr, self.trainer.step([self.packs.pack(sample) for sample in own], lr))
 
-    def _read(self, log: MetricsLog) -> None:
-        """Waits for the steps whose numbers nobody has looked at, and logs them; collective. Raises UserError on every rank."""
+    def _read(self, log: MetricsLog, checkpoints: StepCheckpoints) -> None:
+        """Waits for the steps whose numbers nobody has looked at, and logs them; collective.
+
+        Raises UserError on every rank, after a save that is under way.
+        """
         if not self._unread:
             return
         results: list[StepResult] = []
@@ -175,6 +174,7 @@ class TrainingStage:
             log.append(self._line(queued, result, seconds, memory))
         self._unread = []
         if failure is not None:
+            checkpoints.wait()
             raise failure
 
     def _result(self, queued: QueuedStep) -> StepResult:

@@ -25,7 +25,11 @@ def use_writable_caches(environment: MutableMapping[str, str], temporary: Path |
     if os.access(home, os.W_OK | os.X_OK):
         return
     folder = (temporary or Path(tempfile.gettempdir())) / f"dasd-megatron-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"{folder}: {reason}, and the home {home} can't be written; set HOME or TMPDIR") from error
     if folder.stat().st_uid != os.getuid():
         raise UserError(f"{folder}: belongs to another user, and the home {home} can't be written; set HOME or TMPDIR")
     for variable, name in _VARIABLES.items():

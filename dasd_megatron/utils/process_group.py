@@ -13,6 +13,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import IO, Never
 
+import psutil
+
 from dasd_megatron.utils.child_process import die_with
 
 THIS = "dasd_megatron.utils.process_group"
@@ -40,16 +42,22 @@ def exit_at_once(code: int = 0) -> Never:
 
     Workers of an engine on several GPUs notice by themselves that they are alone, but seconds later.
     """
-    import psutil
-
     sys.stdout.flush()
     sys.stderr.flush()
-    started = psutil.Process().children(recursive=True)
+    started = [process for process in psutil.Process().children(recursive=True) if not _is_resource_tracker(process)]
     for process in started:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(started, timeout=PATIENCE)
     os._exit(code)
+
+
+def _is_resource_tracker(process: psutil.Process) -> bool:
+    """Python's own helper, which removes shared memory that nobody has removed, and then ends by itself."""
+    try:
+        return "multiprocessing.resource_tracker" in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
 
 
 def main() -> Never:

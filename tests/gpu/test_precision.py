@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from benchmarks.models import qwen3, random_model, random_pack
+from dasd_megatron.config.gpu_specs import CAPABILITY
 from dasd_megatron.config.training import MemoryConfig, ParallelConfig, TrainingConfig
 from dasd_megatron.models.hf_model import HFModel
-from dasd_megatron.training.fp8_support import CAPABILITY
 
 STEPS = 50
 FIELDS = {

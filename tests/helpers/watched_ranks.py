@@ -49,7 +49,7 @@ def behave(folder: Path) -> None:
 
     from megatron.core.tensor_parallel.random import get_cuda_rng_tracker  # isort: skip
 
-    write, train_step = async_save.Save._write, stage.TrainingStage._step
+    write, train_step, result = async_save.Save._write, stage.TrainingStage._step, stage.TrainingStage._result
     draws = folder / f"draws-{os.environ.get('RANK', '0')}.jsonl"
 
     def slow_write(self: async_save.Save, buckets: list[Any]) -> None:
@@ -57,8 +57,6 @@ def behave(folder: Path) -> None:
         write(self, buckets)
 
     def watched_step(self: stage.TrainingStage, step: int) -> stage.QueuedStep:
-        if step == int(os.environ.get("FAIL_AT", "0")):
-            raise UserError("the loss is nan")
         queued = train_step(self, step)
         time.sleep(float(os.environ.get("SLOW_STEPS", "0")))
         if "TE_ON_CPU" in os.environ:
@@ -70,10 +68,16 @@ def behave(folder: Path) -> None:
             file.write(json.dumps([draws.name, step, *values]) + "\n")
         return queued
 
+    def failed_result(self: stage.TrainingStage, queued: stage.QueuedStep) -> Any:
+        if queued.step == int(os.environ.get("FAIL_AT", "0")):
+            raise UserError("the loss is nan")
+        return result(self, queued)
+
     def refuse(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     async_save.Save._write, stage.TrainingStage._step = slow_write, watched_step
+    stage.TrainingStage._result = failed_result
     if "REFUSE_METADATA" in os.environ:
         async_save.save_config = refuse
 

@@ -78,6 +78,20 @@ def test_a_damaged_checkpoint_is_skipped(dense: Runs) -> None:
 
 
 @pytest.mark.full
+def test_damage_that_one_rank_sees_is_skipped_by_all(dense: Runs) -> None:
+    """Each reads its own share; the others would wait for ever."""
+    run = dense.run("damaged-share", ParallelConfig(data=2), {"FAIL_AT": "10"}, save_every=4)
+    assert "the loss is nan" in run.start().communicate(timeout=300)[1]
+    os.truncate(run.output / "step-0000008" / "__1_0.distcp", 1000)
+    del run.behaviour["FAIL_AT"]
+    process = run.start()
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors[-2000:]
+    assert errors.count("falling back to the checkpoint before") == 1
+    check_close(run.log(), dense.undisturbed().log(), 5e-6, 1e-5)
+
+
+@pytest.mark.full
 def test_a_checkpoint_under_another_name_is_not_taken_up(dense: Runs) -> None:
     run = dense.run("renamed", ParallelConfig(), {"SLOW_STEPS": "0.1"}, save_every=4)
     process = run.start()

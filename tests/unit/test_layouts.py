@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 
+from dasd_megatron.cli.print_layouts import settings
+from dasd_megatron.config.load import load_recipe
 from dasd_megatron.config.training import MemoryConfig, ParallelConfig, TrainingConfig
 from dasd_megatron.models.hf_config import read_config, shape_of
 from dasd_megatron.models.parallel_layout import layout_problem
 from dasd_megatron.models.shape import ModelShape
 from dasd_megatron.planning.layouts import USABLE, FittingLayout, fitting_layouts
 from dasd_megatron.planning.step_time import step_time
-from tests.conftest import ROOT
+from tests.conftest import ROOT, TOY
 from tests.helpers.published_models import published_model
 
 TRAINING = TrainingConfig(precision="bf16", global_batch=64)
@@ -106,8 +108,32 @@ def test_the_table(models: Path) -> None:
 
     table = run("--gpu", "h100").stdout
     assert "low_temperature on 64 H100: fits 83% of 80 GiB" in table
-    assert "parallel.context=8" in table
+    assert "\n 1  as the recipe has it\n" in table
     none = run("--gpu", "h100", "--gpus", "1")
     assert none.returncode == 2
-    assert "no layout of 1 H100 fits 83% of 80 GiB; take more GPUs" in none.stderr
+    assert "no layout fits; take more GPUs, or set memory.offload_optimizer (1 H100, 83% of 80 GiB)" in none.stderr
+    assert "can't be divided so; nearest: " in run("--gpu", "h100", "--gpus", "7").stderr
+    assert "needs a GPU of compute capability 10.0 (Blackwell)" in run("--gpu", "h100", "training.fp8=mxfp8").stderr
     assert "--layouts needs --gpu" in run().stderr
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        "parallel.data=2",
+        "parallel={context: 2, sequence: false}",
+        "memory={recompute: full, recompute_layers: 1}",
+    ],
+)
+def test_printed_settings_choose_the_layout(own: str) -> None:
+    """On top of the recipe's, whatever these are."""
+    path = TOY / "recipe.yaml"
+    recipe = load_recipe(path, [own])
+    student = shape_of(read_config(recipe.student.model), recipe.student.model)
+    length = recipe.packing.context_length
+    found = fitting_layouts(student, recipe.parallel, recipe.training, recipe.memory, [[length]], length, 4, "h100")
+    assert len(found) > 2
+    for layout in found:
+        chosen = load_recipe(path, [own, *settings(layout, recipe).split()])
+        assert chosen.parallel == layout.parallel
+        assert chosen.memory == layout.memory_config

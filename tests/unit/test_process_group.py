@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 from dasd_megatron.utils.child_process import start_of_process
 from tests.conftest import ROOT
@@ -19,6 +21,19 @@ ENGINE = (
     "print(worker.pid, worker.stdout.readline(), flush=True)\n"
     "exit_at_once(3)"
 )
+
+
+def test_shared_memory_does_not_stay() -> None:
+    """Python's own helper removes it, once nobody is left."""
+    code = (
+        "from multiprocessing.shared_memory import SharedMemory; from dasd_megatron.utils.process_group import exit_at_once\n"
+        "memory = SharedMemory(create=True, size=1000); print(memory.name, flush=True); exit_at_once()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    memory, deadline = Path("/dev/shm") / done.stdout.strip(), time.monotonic() + 10
+    while memory.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not memory.exists()
 
 
 def test_workers_are_gone_when_it_is() -> None:

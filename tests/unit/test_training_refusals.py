@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from dasd_megatron.config.gpu_specs import fp8_problem
 from dasd_megatron.config.training import ParallelConfig
 from dasd_megatron.megatron_model.process_groups import check_gpus, process_groups
-from dasd_megatron.training.fp8_support import fp8_problem
 from dasd_megatron.utils.errors import UserError
 
 

@@ -24,7 +24,7 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 from torch.distributed.checkpoint.storage import WriteResult
 
-from dasd_megatron.training.collectives import raise_on_all_ranks
+from dasd_megatron.megatron_model.collectives import raise_on_all_ranks
 from dasd_megatron.utils.errors import UserError
 from dasd_megatron.utils.files import disk_error, sync, underlying
 
@@ -150,7 +150,7 @@ def _snapshot(writer: Any, own: set[int]) -> list[Any]:
             (item, tensor.clone() if tensor.untyped_storage().data_ptr() in own else tensor) for item, tensor in tensors
         ]
         snapshot.append((path, key, (objects, copies)))
-        live.clear()  # state that was gathered for this save alone takes no GPU memory from here on
+        live.clear()
     return snapshot
 
 

@@ -53,11 +53,8 @@ def check_gpus(ranks: int, gpus: int, parallel: ParallelConfig) -> None:
 
 
 @contextlib.contextmanager
-def model_parallel(parallel: ParallelConfig, seed: int, gloo: bool = True) -> Iterator[None]:
-    """Megatron's groups over torch's, and every random generator seeded.
-
-    `gloo`: also makes groups for tensors in host memory, over which optimizer state is gathered for checkpoints.
-    """
+def model_parallel(parallel: ParallelConfig, seed: int) -> Iterator[None]:
+    """Megatron's groups over torch's, and every random generator seeded."""
     from megatron.core import parallel_state, tensor_parallel
 
     try:
@@ -68,7 +65,7 @@ def model_parallel(parallel: ParallelConfig, seed: int, gloo: bool = True) -> It
             context_parallel_size=parallel.context,
             expert_model_parallel_size=parallel.expert,
             expert_tensor_parallel_size=1,
-            create_gloo_process_groups=gloo,
+            create_gloo_process_groups=False,  # over them Megatron gathers optimizer state, which isn't done here
         )
         random.seed(seed)
         np.random.seed(seed % 2**32)

@@ -59,7 +59,7 @@ def _alone_as(rank: int, parallel: ParallelConfig) -> Iterator[None]:
 
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=parallel.world_size)
     try:
-        with model_parallel(parallel, seed=0, gloo=False), torch.device("meta"):
+        with model_parallel(parallel, seed=0), torch.device("meta"):
             yield
     finally:
         dist.destroy_process_group()

@@ -91,7 +91,7 @@ def build_optimizer(
         use_precision_aware_optimizer=on_gpu and memory.offload_optimizer > 0,
     )
     with optimizer_checks():
-        optimizer = get_megatron_optimizer(config, list(chunks))
+        optimizer = get_megatron_optimizer(config, list(chunks), use_gloo_process_groups=False)
     if not bf16 and parallel.distributed_optimizer:
         for part in getattr(optimizer, "chained_optimizers", [optimizer]):
             part._copy_main_params_to_model_params = lambda: None  # they are the same memory

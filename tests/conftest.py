@@ -16,10 +16,12 @@ from hypothesis import settings
 from dasd_megatron.artifacts.writer import ArtifactWriter
 from dasd_megatron.steps.step import StepConfig, StepContext
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer
+from dasd_megatron.utils.caches import use_writable_caches
 from tests.helpers.cache import cached_folder
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+use_writable_caches(os.environ)
 
 ROOT = Path(__file__).parent.parent
 TOY = ROOT / "examples" / "toy"
@@ -46,7 +48,7 @@ TOGETHER = (
     "tests/integration/test_release.py",
 )
 # Fixtures that need root, and a network where nothing was fetched before.
-ROOT_ONLY, FETCHED = {"small_disk"}, {"qwen3", "gptoss"}
+ROOT_ONLY, FETCHED = {"small_disk"}, {"qwen3", "gptoss", "published"}
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups

@@ -25,25 +25,25 @@ LONG, SHORT = [[65_536]], [[1024] * 2]
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     for name in ("gpt-oss-120b", "Qwen3-4B-Instruct-2507", "Qwen3-30B-A3B-Instruct-2507"):
         published_model(folder, name)
     return folder
 
 
-def shape(models: Path, name: str) -> ModelShape:
-    return shape_of(read_config(models / name), models / name)
+def shape(published: Path, name: str) -> ModelShape:
+    return shape_of(read_config(published / name), published / name)
 
 
 @pytest.fixture(scope="module")
-def dense(models: Path) -> ModelShape:
-    return shape(models, "Qwen3-4B-Instruct-2507")
+def dense(published: Path) -> ModelShape:
+    return shape(published, "Qwen3-4B-Instruct-2507")
 
 
 @pytest.fixture(scope="module")
-def experts(models: Path) -> ModelShape:
-    return shape(models, "Qwen3-30B-A3B-Instruct-2507")
+def experts(published: Path) -> ModelShape:
+    return shape(published, "Qwen3-30B-A3B-Instruct-2507")
 
 
 def fitting(model: ModelShape, gpus: int, packs: list[list[int]], **memory: Any) -> list[FittingLayout]:
@@ -99,10 +99,10 @@ def test_time_of_a_step(dense: ModelShape, experts: ModelShape) -> None:
     assert seconds(experts, LONG, context=8, data=8, expert=16) > inside
 
 
-def test_the_table(models: Path) -> None:
+def test_the_table(published: Path) -> None:
     def run(*options: str) -> subprocess.CompletedProcess[str]:
         recipe = ["examples/dasd_4b/recipe.yaml", "--stage", "low_temperature", "--layouts", *options]
-        places = [f"teacher.model={models}/gpt-oss-120b", f"student.model={models}/Qwen3-4B-Instruct-2507"]
+        places = [f"teacher.model={published}/gpt-oss-120b", f"student.model={published}/Qwen3-4B-Instruct-2507"]
         command = [sys.executable, "tools/train.py", *recipe, *places]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import pytest
 
 from dasd_megatron.utils.child_process import start_of_process
 from tests.conftest import ROOT
@@ -23,6 +26,7 @@ ENGINE = (
 )
 
 
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="no shared memory here")
 def test_shared_memory_does_not_stay() -> None:
     """Python's own helper removes it, once nobody is left."""
     code = (

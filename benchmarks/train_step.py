@@ -138,9 +138,10 @@ def main() -> None:
             for fp8 in args.fp8:
                 contenders[f"Megatron {fp8}"] = lambda length=length, fp8=fp8: megatron(hf, length, fp8)  # type: ignore[misc]
             for name, make in contenders.items():
-                fp8 = name.removeprefix("Megatron ") in args.fp8
+                recipe = name.removeprefix("Megatron ")
+                training = TrainingConfig(fp8=recipe if recipe in args.fp8 else None)  # type: ignore[arg-type]
                 flops = training_flops(hf.shape, [length])
-                share = fp8_share(hf.shape, length, flops) if fp8 else 0.0
+                share = fp8_share(hf.shape, length, flops, training)
                 print_row(length, name, measure(make, args.steps), flops, share)
 
 

@@ -65,7 +65,7 @@ def print_estimate(recipe: Recipe, stage: StageConfig, step: Step, gpu: GpuName 
         table.add_row("tokens", f"{steps * tokens:,.0f}")
         table.add_row("model FLOPs", f"{steps * flops:.3g}")
     if gpu is not None:
-        share = fp8_share(shape, tokens, flops, training.fp8_bf16_layers) if training.fp8 else 0.0
+        share = fp8_share(shape, tokens, flops, training)
         seconds = 3600 * hours(flops, parallel.world_size, gpu, mfu, share)
         at = f"at {mfu:.0%} MFU on {parallel.world_size} {gpu.upper()}"
         table.add_row(f"seconds a step {at}", f"{seconds:.3g}")

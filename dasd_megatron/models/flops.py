@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dasd_megatron.config.gpu_specs import GPU_SPECS, GpuName
+from dasd_megatron.config.training import TrainingConfig
 from dasd_megatron.models.parameter_count import Parameters
 from dasd_megatron.models.shape import ModelShape
 
@@ -25,12 +26,14 @@ def training_flops(shape: ModelShape, document_lengths: Iterable[float]) -> floa
     return 3.0 * total
 
 
-def fp8_share(shape: ModelShape, tokens: float, flops: float, bf16_layers: int = 0) -> float:
-    """Of the model FLOPs of a step on so many tokens, the share that is done in FP8 where training is: layers' products.
+def fp8_share(shape: ModelShape, tokens: float, flops: float, training: TrainingConfig) -> float:
+    """Of the model FLOPs of a step on so many tokens, the share that is done in FP8: none, or that of layers' products.
 
-    Attention and the head stay in bf16, and `bf16_layers` at each end of the model.
+    Attention and the head stay in bf16, and `fp8_bf16_layers` at each end of the model.
     """
-    return 6 * (shape.layers - 2 * bf16_layers) * _layer_parameters(shape) * tokens / flops
+    if training.fp8 is None:
+        return 0.0
+    return 6 * (shape.layers - 2 * training.fp8_bf16_layers) * _layer_parameters(shape) * tokens / flops
 
 
 def _layer_parameters(shape: ModelShape) -> int:

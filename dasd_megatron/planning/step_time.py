@@ -79,7 +79,7 @@ def _layers(
     spec: GpuSpec,
 ) -> float:
     """Seconds of a micro-batch on the slowest pipeline stage, the last one: it has the head."""
-    share = fp8_share(shape, tokens, flops, training.fp8_bf16_layers) if training.fp8 else 0.0
+    share = fp8_share(shape, tokens, flops, training)
     again, starts = 0.0, STARTS
     if memory.recompute == "full":
         layers = memory.recompute_layers or shape.layers

@@ -187,30 +187,26 @@ class TrainingStage:
                 f"training.learning_rate, or look at the step's documents: {documents}"
             ) from None
 
-    def _fp8_share(self, lengths: list[int]) -> float:
-        if self.training.fp8 is None:
-            return 0.0
-        shape = self.trainer.hf.shape
-        return fp8_share(shape, sum(lengths), training_flops(shape, lengths), self.training.fp8_bf16_layers)
-
     def _line(self, queued: QueuedStep, result: StepResult, seconds: float, memory: float) -> dict[str, Any]:
         """One step's line in the log, the same on every rank."""
         lengths = [length for sample in queued.samples for length in self.packs.attended_lengths(sample)]
-        flops = training_flops(self.trainer.hf.shape, lengths) / seconds / dist.get_world_size()
+        shape, tokens = self.hf.shape, sum(lengths)
+        work = training_flops(shape, lengths)
+        flops = work / seconds / dist.get_world_size()
         line: dict[str, Any] = {
             "step": queued.step,
             "loss": result.loss,
             "grad_norm": result.grad_norm,
             "lr": queued.lr,
-            "tokens": sum(lengths),
+            "tokens": tokens,
             "seconds": round(seconds, 4),
-            "tokens_per_second": round(sum(lengths) / seconds, 1),
+            "tokens_per_second": round(tokens / seconds, 1),
             "tflops_per_gpu": round(flops / 1e12, 4),  # of the model: recomputation and padding don't count
             "memory_gib": round(memory, 3),
         }
         if result.load_balancing_loss is not None:
             line["load_balancing_loss"] = result.load_balancing_loss
-        peak = peak_flops(self._fp8_share(lengths))
+        peak = peak_flops(fp8_share(shape, tokens, work, self.training))
         if peak is not None:
             line["mfu"] = round(flops / peak, 4)
         return line

@@ -60,6 +60,6 @@ class TrainStep(StepKind[TrainConfig]):
         packs, training = inputs.packs("packs"), config.training
         shape = inputs.student_shape()
         flops = packs.flops(shape, config.isolate_documents)
-        share = fp8_share(shape, packs.tokens, flops, training.fp8_bf16_layers) if training.fp8 else 0.0
+        share = fp8_share(shape, packs.tokens, flops, training)
         flops *= training.total_steps(packs.count) * training.global_batch / packs.count
         return hours(flops, config.parallel.world_size, gpu, inputs.expected.mfu, share)

@@ -121,12 +121,13 @@ def test_fp8_copies_of_the_weights_are_counted() -> None:
 def test_attention_and_the_head_are_not_in_fp8() -> None:
     """At 32K tokens they are most of the arithmetic: FP8 makes a step at most 1.26 times as fast, and not twice."""
     flops = training_flops(QWEN3_4B, [32_768])
-    share = fp8_share(QWEN3_4B, 32_768, flops)
+    share = fp8_share(QWEN3_4B, 32_768, flops, TrainingConfig(fp8="tensorwise"))
     assert share == pytest.approx(0.410, abs=0.001)
     assert GPU_SPECS["h100"].peak(share) / GPU_SPECS["h100"].peak() == pytest.approx(1.258, abs=0.001)
-    assert fp8_share(QWEN3_4B, 32_768, flops, bf16_layers=18) == 0.0
+    assert fp8_share(QWEN3_4B, 32_768, flops, TrainingConfig(fp8="tensorwise", fp8_bf16_layers=18)) == 0.0
+    assert fp8_share(QWEN3_4B, 32_768, flops, TrainingConfig()) == 0.0
     short = training_flops(QWEN3_4B, [1024])
-    assert fp8_share(QWEN3_4B, 1024, short) > 0.85
+    assert fp8_share(QWEN3_4B, 1024, short, TrainingConfig(fp8="tensorwise")) > 0.85
 
 
 def test_hours() -> None:

@@ -26,14 +26,22 @@ def check_attention_variables() -> None:
         raise UserError(f"{', '.join(given)}: set in the environment; unset it, and choose with training.attention")
 
 
-def refuse_unfused_attention(context_length: int) -> None:
-    """From here on packs of more than UNFUSED_TOKENS tokens fail rather than use it. Called when the model is built."""
-    if context_length > UNFUSED_TOKENS:
+@contextlib.contextmanager
+def without_unfused_attention(max_length: int) -> Iterator[None]:
+    """While a model is built for packs of up to `max_length` tokens: from then on those of over UNFUSED_TOKENS fail rather than
+    use the slow attention.
+
+    Megatron fails at variables that it finds, and sets them: those of an earlier model go first, and ours comes last.
+    """
+    for name in VARIABLES:
+        os.environ.pop(name, None)
+    yield
+    if max_length > UNFUSED_TOKENS:
         os.environ["NVTE_UNFUSED_ATTN"] = "0"
 
 
 @contextlib.contextmanager
-def fused_attention_or_error(attention: str) -> Iterator[None]:
+def fused_attention_or_error(remedy: str) -> Iterator[None]:
     """Raises UserError where Transformer Engine has no attention for what it is asked for."""
     try:
         yield
@@ -41,8 +49,8 @@ def fused_attention_or_error(attention: str) -> Iterator[None]:
         if "No dot product attention backend" not in str(error):
             raise
         raise UserError(
-            f"training.attention={attention}: Transformer Engine has no fused attention for this model, precision and layout on "
-            "this GPU; set another (auto, cudnn, flash), or see why with NVTE_DEBUG=1 NVTE_DEBUG_LEVEL=2"
+            f"Transformer Engine has no fused attention for this model, precision and layout on this GPU; {remedy}, or see why "
+            "with NVTE_DEBUG=1 NVTE_DEBUG_LEVEL=2"
         ) from error
 
 

@@ -17,6 +17,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from dasd_megatron.config.training import MemoryConfig, ParallelConfig, TrainingConfig
 from dasd_megatron.cpu_backend.layers import checkpoint_keys, cpu_block_spec, cpu_layer_spec
+from dasd_megatron.megatron_model.attention_backend import without_unfused_attention
 from dasd_megatron.megatron_model.moe_router import use_pack_router
 from dasd_megatron.megatron_model.recompute_experts import recompute_experts
 from dasd_megatron.models.hf_model import HFModel
@@ -102,7 +103,8 @@ def transformer_config(hf: HFModel, parallel: ParallelConfig, options: ModelOpti
 def build_model(hf: HFModel, parallel: ParallelConfig, options: ModelOptions, max_length: int) -> list[GPTModel]:
     """This rank's model chunks (one without interleaving), weights not yet loaded."""
     config = transformer_config(hf, parallel, options)
-    chunks = [_build_chunk(hf, config, parallel, chunk, max_length) for chunk in range(parallel.virtual_pipeline)]
+    with without_unfused_attention(max_length):
+        chunks = [_build_chunk(hf, config, parallel, chunk, max_length) for chunk in range(parallel.virtual_pipeline)]
     if hf.shape.experts and options.memory.recompute == "selective":
         for chunk in chunks:
             recompute_experts(chunk)

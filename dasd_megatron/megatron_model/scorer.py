@@ -16,7 +16,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from numpy.typing import NDArray
 
 from dasd_megatron.config.training import ParallelConfig
-from dasd_megatron.megatron_model.attention_backend import check_attention_variables, refuse_unfused_attention
+from dasd_megatron.megatron_model.attention_backend import check_attention_variables
 from dasd_megatron.megatron_model.build_model import ModelOptions, build_model
 from dasd_megatron.megatron_model.hf_weights import load_hf_weights
 from dasd_megatron.megatron_model.micro_batch import MicroBatch, Pack, make_micro_batches, padding_mask
@@ -45,7 +45,6 @@ class Scorer:
     def __init__(self, hf: HFModel, parallel: ParallelConfig, dtype: torch.dtype) -> None:
         """Loads the weights of the folder. Raises UserError where that can't be done."""
         check_attention_variables()
-        refuse_unfused_attention(hf.max_positions or 1)
         # No load-balancing loss: nothing is trained.
         options = ModelOptions(dtype, moe_aux_loss_coeff=0.0 if hf.shape.experts else None)
         self._hf, self._parallel = hf, parallel

@@ -18,7 +18,6 @@ from dasd_megatron.megatron_model.attention_backend import (
     attention_in_use,
     check_attention_variables,
     fused_attention_or_error,
-    refuse_unfused_attention,
 )
 from dasd_megatron.megatron_model.build_model import ModelOptions, build_model
 from dasd_megatron.megatron_model.collectives import all_reduce_max
@@ -74,7 +73,6 @@ class TrainingStage:
         self.steps = self.training.total_steps(len(self.packs))
         options = ModelOptions.of(self.training, self.config.memory)
         self.chunks = build_model(hf, self.config.parallel, options, self.packs.context_length)
-        refuse_unfused_attention(self.packs.context_length)
         load_weights(self.chunks, context.inputs["start"] / CHECKPOINT)
         self.trainer = Trainer(self.chunks, hf, self.config.parallel, self.training, self.config.memory)
         self._unread: list[QueuedStep] = []
@@ -108,7 +106,7 @@ class TrainingStage:
         """The steps after `done`, with their checkpoints; what to raise if a signal asked to stop before the last one."""
         for step in range(done + 1, self.steps + 1):
             saved = step % self.training.save_every == 0 and step < self.steps
-            with fused_attention_or_error(self.training.attention):
+            with fused_attention_or_error("set another training.attention (auto, cudnn, flash)"):
                 self._unread.append(self._step(step))
             if step == done + 1:
                 self._describe_gpu()

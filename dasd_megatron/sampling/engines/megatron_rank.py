@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 # together are padded to the same length.
 IN_PIPELINE = 4
 
+# In float32 there is none.
+NO_ATTENTION = "set engine.scorer.dtype=bfloat16 or engine.scorer.name=vllm"
+
 Piece = tuple[NDArray[np.int64], NDArray[np.float32]]
 
 
@@ -59,11 +62,12 @@ def _serve(
             "`pip install dasd-megatron[gpu]`, or set engine.scorer.name=vllm"
         )
     load_plugins(plugins, str(model))  # one may have registered the model's family
+    from dasd_megatron.megatron_model.attention_backend import fused_attention_or_error
     from dasd_megatron.megatron_model.process_groups import process_groups
     from dasd_megatron.megatron_model.scorer import Scorer
     from dasd_megatron.models.hf_model import HFModel, dtype_named
 
-    with process_groups(parallel, seed=0):
+    with process_groups(parallel, seed=0), fused_attention_or_error(NO_ATTENTION):
         scorer = Scorer(HFModel(model), parallel, dtype_named(config.dtype))
         connection.send("loaded")
         together = IN_PIPELINE * parallel.pipeline if parallel.pipeline > 1 else 1

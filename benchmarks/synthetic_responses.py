@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from benchmarks.paper_lengths import MAX_TOKENS, paper_lengths
 from dasd_megatron.artifacts.artifact import Artifact
 from dasd_megatron.artifacts.columns import numpy_rows
 from dasd_megatron.artifacts.writer import ArtifactWriter
@@ -34,8 +35,6 @@ RELEASED = {
     "token_ids": pa.list_(pa.int64()),
     "logprobs": pa.list_(pa.float64()),
 }
-# Of a response in the teacher's tokens: log-normal, so that E[L^2] / E[L]^2 is that of the paper's figure 8.
-MEAN_TOKENS, SECOND_MOMENT, MAX_TOKENS = 17_600, 1.8, 65_536
 # Pieces of text of each kind, and characters of a piece.
 PIECES, PIECE_CHARS = 1500, 900
 # Of a step of a calculation: all in one would be a loop.
@@ -57,19 +56,13 @@ class ResponseMaker:
         texts = [*_files("*.py"), *_files("*.rst", "*.md", "*.txt", "METADATA"), *_arithmetic(self._random)]
         self._pieces = [ids for ids, _ in teacher.encode_with_spans(texts)]
 
-    def lengths(self, count: int) -> NDArray[np.int64]:
-        """Tokens of each of `count` responses."""
-        sigma = np.sqrt(np.log(SECOND_MOMENT))
-        drawn = self._random.lognormal(np.log(MEAN_TOKENS) - sigma**2 / 2, sigma, count)
-        return drawn.clip(64, MAX_TOKENS).astype(np.int64)
-
     def table(self, prompts: int, candidates: int, first: int = 0) -> pa.Table:
         """Responses of consecutive prompts (schema RESPONSES)."""
         rows = []
         for prompt in range(first, first + prompts):
             question = f"Question {prompt}: what follows from {self._random.integers(10**6)}?"
             prompt_ids = self._teacher.prompt_ids(question)
-            for index, length in enumerate(self.lengths(candidates)):
+            for index, length in enumerate(paper_lengths(self._random, candidates)):
                 ids = self._response(int(length))
                 rows.append(
                     {

@@ -27,6 +27,7 @@ from dasd_megatron.models.flops import fp8_share, training_flops
 from dasd_megatron.models.hf_model import HFModel
 from dasd_megatron.models.parallel_layout import check_layout
 from dasd_megatron.steps.step import StepContext
+from dasd_megatron.training.balance import shared_out
 from dasd_megatron.training.checkpoint.checkpoints import StepCheckpoints, save_weights
 from dasd_megatron.training.data import PackDataset
 from dasd_megatron.training.device_stats import memory_gib, peak_flops
@@ -55,10 +56,12 @@ def train(context: StepContext[TrainConfig]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class QueuedStep:
-    """A step whose numbers may not be there yet: which packs it took, at which rate."""
+    """A step whose numbers may not be there yet: which packs it took, their tokens and model FLOPs, and at which rate."""
 
     step: int
     samples: range
+    tokens: int
+    flops: float
     lr: float
     outcome: StepOutcome
 
@@ -143,13 +146,15 @@ class TrainingStage:
         """The `step`-th optimizer step (from 1)."""
         if not self._unread:
             self._since = time.monotonic()
-        # Packs are numbered over all epochs, and step n takes the n-th `global_batch` of them, whatever the layout:
-        # data-parallel rank r has every `ranks`-th of those, from the r-th.
-        size, ranks = self.training.global_batch, parallel_state.get_data_parallel_world_size()
+        # Packs are numbered over all epochs, and step n takes the n-th `global_batch` of them, whatever the layout.
+        size = self.training.global_batch
         samples = range((step - 1) * size, step * size)
-        own = samples[parallel_state.get_data_parallel_rank() :: ranks]
+        lengths = [self.packs.attended_lengths(sample) for sample in samples]
+        costs = [training_flops(self.hf.shape, of_pack) for of_pack in lengths]
+        shares = shared_out(costs, parallel_state.get_data_parallel_world_size())
+        own = [self.packs.pack(samples[index]) for index in shares[parallel_state.get_data_parallel_rank()]]
         lr = learning_rate(step - 1, self.steps, self.training)
-        return QueuedStep(step, samples, lr, self.trainer.step([self.packs.pack(sample) for sample in own], lr))
+        return QueuedStep(step, samples, sum(map(sum, lengths)), sum(costs), lr, self.trainer.step(own, lr))
 
     def _read(self, log: MetricsLog, checkpoints: StepCheckpoints) -> None:
         """Waits for the steps whose numbers nobody has looked at, and logs them; collective.
@@ -187,24 +192,21 @@ class TrainingStage:
 
     def _line(self, queued: QueuedStep, result: StepResult, seconds: float, memory: float) -> dict[str, Any]:
         """One step's line in the log, the same on every rank."""
-        lengths = [length for sample in queued.samples for length in self.packs.attended_lengths(sample)]
-        shape, tokens = self.hf.shape, sum(lengths)
-        work = training_flops(shape, lengths)
-        flops = work / seconds / dist.get_world_size()
+        flops = queued.flops / seconds / dist.get_world_size()
         line: dict[str, Any] = {
             "step": queued.step,
             "loss": result.loss,
             "grad_norm": result.grad_norm,
             "lr": queued.lr,
-            "tokens": tokens,
+            "tokens": queued.tokens,
             "seconds": round(seconds, 4),
-            "tokens_per_second": round(tokens / seconds, 1),
+            "tokens_per_second": round(queued.tokens / seconds, 1),
             "tflops_per_gpu": round(flops / 1e12, 4),  # of the model: recomputation and padding don't count
             "memory_gib": round(memory, 3),
         }
         if result.load_balancing_loss is not None:
             line["load_balancing_loss"] = result.load_balancing_loss
-        peak = peak_flops(fp8_share(shape, tokens, work, self.training))
+        peak = peak_flops(fp8_share(self.hf.shape, queued.tokens, queued.flops, self.training))
         if peak is not None:
             line["mfu"] = round(flops / peak, 4)
         return line

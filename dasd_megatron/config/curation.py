@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import Field
+
 from dasd_megatron.config.base import Config, Count, Positive, Probability
 
 
@@ -70,3 +72,6 @@ class PackingConfig(Config):
 
     isolate_documents: bool = True
     """Off only for studies: documents of a pack then attend to one another."""
+
+    held_out: float = Field(0.0, ge=0, lt=1)
+    """Share of the prompts whose responses are trained on in no stage: their loss is measured, see training.held_out_every."""

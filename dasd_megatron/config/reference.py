@@ -122,6 +122,8 @@ def _type(annotation: Any) -> str:
         )
     if origin is list:
         return f"list of {_type(arguments[0])}"
+    if origin is tuple:
+        return f"[{', '.join(_type(argument) for argument in arguments)}]"
     if origin is dict:
         return "mapping"
     if arguments and all(isinstance(argument, str) for argument in arguments):

@@ -129,6 +129,13 @@ class TrainingConfig(Config):
     moe_aux_loss_coeff: float | None = Field(None, ge=0)
     """Weight of the load-balancing loss of a mixture of experts; by default the model's own (router_aux_loss_coef)."""
 
+    held_out_every: ExecutionOnly[Positive] = 100
+    """Optimizer steps between measurements of the loss on held-out packs (packing.held_out): a global batch of them, always the
+    same. It is measured after the last step, too."""
+
+    profile: ExecutionOnly[tuple[Positive, Positive] | None] = None
+    """`[from, to]`: optimizer steps that the first rank profiles, for Perfetto or chrome://tracing."""
+
     save_every: ExecutionOnly[Positive] = 100
     """Optimizer steps between checkpoints."""
 
@@ -152,6 +159,8 @@ class TrainingConfig(Config):
                 f"fp8_bf16_layers={self.fp8_bf16_layers} can't be had with fp8={self.fp8 or 'null'}; choose tensorwise, "
                 "blockwise or mxfp8"
             )
+        if self.profile is not None and self.profile[0] > self.profile[1]:
+            raise ValueError(f"profile={list(self.profile)} ends before it begins")
         if self.keep_every is not None and self.keep_every % self.save_every:
             raise ValueError(f"keep_every={self.keep_every} is no multiple of save_every={self.save_every}")
         return self

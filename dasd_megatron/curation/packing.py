@@ -20,7 +20,7 @@ from dasd_megatron.artifacts.artifact import Artifact
 from dasd_megatron.config.base import Positive
 from dasd_megatron.curation.data_step import DataStepKind
 from dasd_megatron.curation.documents import DocumentIndex, DocumentTokens, read_documents
-from dasd_megatron.sampling.seeds import sample_seed
+from dasd_megatron.sampling.seeds import sample_chance, sample_seed
 from dasd_megatron.steps.cost_estimate import PACKED, Cost, InputEstimates, Packs
 from dasd_megatron.steps.step import ShardWork, StepConfig, StepContext
 from dasd_megatron.utils.errors import UserError
@@ -35,6 +35,8 @@ PACKS = pa.schema(
         ("trained_tokens", pa.int32()),
     ]
 )
+# The table of what isn't trained on.
+HELD_OUT = "held_out"
 # Full packs that a shard's documents would fill: those are in memory together, and packed on their own.
 WINDOW = 2048
 # Packs that are written at a time.
@@ -49,10 +51,15 @@ class PackStepConfig(StepConfig):
     # Of a mixed-policy stage: see `mixed_policy` in the recipe. None: there are no rows of the stage before.
     off_policy_ratio: float | None = None
     mask_prefix: bool = False
+    # See `packing` in the recipe.
+    held_out: float = 0.0
 
 
 class PackStep(DataStepKind[PackStepConfig]):
-    """Reads `responses` and, in a mixed-policy stage, `off_policy` rows of the stage before; a shard is a window of documents."""
+    """Reads `responses` and, in a mixed-policy stage, `off_policy` rows of the stage before; a shard is a window of documents.
+
+    Documents that are held out are packed in the same way, in the table `held_out`.
+    """
 
     name = "pack"
     command = "curate"
@@ -73,27 +80,28 @@ class PackStep(DataStepKind[PackStepConfig]):
         def work(shard: int) -> Iterator[Mapping[str, pa.Table]]:
             documents = read_documents(windows[shard], artifacts, config.mask_prefix)
             order = np.random.default_rng([config.seed, shard]).permutation(len(windows[shard]))
-            packs = [order[group] for group in pack(windows[shard].length[order].tolist(), config.context_length)]
-            for first in range(0, len(packs), BATCH):
-                yield {self.table: _pack_table(documents, packs[first : first + BATCH])}
+            held_out = _held_out(documents.uuids, config)[order]
+            tables = {self.table: order[~held_out], **({HELD_OUT: order[held_out]} if config.held_out else {})}
+            for table, chosen in tables.items():
+                packs = [chosen[group] for group in pack(windows[shard].length[chosen].tolist(), config.context_length)]
+                if not packs:
+                    yield {table: PACKS.empty_table()}
+                for first in range(0, len(packs), BATCH):
+                    yield {table: _pack_table(documents, packs[first : first + BATCH])}
 
         return work
 
     def summarize(self, context: StepContext[PackStepConfig]) -> dict[str, Any]:
         """Documents, packs and tokens, and how full the packs are."""
-        packs = documents = tokens = trained = 0
-        for table in context.output.tables(self.table, ["document_lengths", "tokens", "trained_tokens"]):
-            packs += len(table)
-            documents += pc.sum(pc.list_value_length(table["document_lengths"])).as_py()
-            tokens += pc.sum(table["tokens"]).as_py()
-            trained += pc.sum(table["trained_tokens"]).as_py()
-        if not packs:
+        counts = _counts(context, self.table)
+        if not counts["packs"]:
             raise UserError(f"{context.name}: there is no response to train on; the filters dropped every one of them")
         length = context.config.context_length
         return {
-            "counts": {"documents": documents, "packs": packs, "tokens": tokens, "trained_tokens": trained},
+            "counts": counts,
             "context_length": length,
-            "fill": tokens / (packs * length),
+            "fill": counts["tokens"] / (counts["packs"] * length),
+            **_held_out_facts(context),
             **_off_policy_facts(context),
         }
 
@@ -104,6 +112,7 @@ class PackStep(DataStepKind[PackStepConfig]):
             rows = inputs.documents("off_policy")
             wanted = round(config.off_policy_ratio * documents[0].count)
             documents.append(rows.fewer(min(1.0, wanted / rows.count)))
+        documents = [part.fewer(1 - config.held_out) for part in documents]
         tokens = sum(part.tokens for part in documents)
         return Packs(math.ceil(tokens / config.context_length), tuple(documents))
 
@@ -191,6 +200,36 @@ class _Documents:
 
 def _sources(context: StepContext[PackStepConfig]) -> list[Artifact]:
     return [context.artifact(name) for name in ("responses", "off_policy") if name in context.inputs]
+
+
+def _held_out(uuids: Sequence[str], config: PackStepConfig) -> NDArray[np.bool_]:
+    """Which documents [documents] are held out: all of a prompt, in every stage."""
+    chances = (sample_chance(config.seed, HELD_OUT, uuid) for uuid in uuids)
+    return np.fromiter((chance < config.held_out for chance in chances), np.bool_, len(uuids))
+
+
+def _counts(context: StepContext[PackStepConfig], table: str) -> dict[str, int]:
+    """Of a table of packs."""
+    packs = documents = tokens = trained = 0
+    for shard in context.output.tables(table, ["document_lengths", "tokens", "trained_tokens"]):
+        packs += len(shard)
+        documents += pc.sum(pc.list_value_length(shard["document_lengths"])).as_py() or 0
+        tokens += pc.sum(shard["tokens"]).as_py() or 0
+        trained += pc.sum(shard["trained_tokens"]).as_py() or 0
+    return {"documents": documents, "packs": packs, "tokens": tokens, "trained_tokens": trained}
+
+
+def _held_out_facts(context: StepContext[PackStepConfig]) -> dict[str, Any]:
+    if not context.config.held_out:
+        return {}
+    counts = _counts(context, HELD_OUT)
+    if not counts["packs"]:
+        print(
+            f"{context.name}: packing.held_out={context.config.held_out:g} holds out none of so few responses: the stage has no "
+            "held-out loss",
+            file=sys.stderr,
+        )
+    return {HELD_OUT: counts}
 
 
 def _windows(context: StepContext[PackStepConfig]) -> list[DocumentIndex]:

@@ -256,6 +256,7 @@ class _GraphBuilder(TeacherSteps):
             seed=recipe.seed,
             off_policy_ratio=None if off_policy is None else recipe.mixed_policy.off_policy_ratio,
             mask_prefix=off_policy is not None and recipe.mixed_policy.mask_prefix,
+            held_out=recipe.packing.held_out,
         )
         inputs = {"responses": responses, **({} if off_policy is None else {"off_policy": off_policy})}
         return self.add(f"pack_{stage.name}", "pack", config, inputs)

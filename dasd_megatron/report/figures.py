@@ -106,17 +106,18 @@ def alignment_by_stage(alignment: Mapping[str, Mapping[str, float]]) -> str:
     return _svg(figure)
 
 
-def loss_by_stage(losses: Mapping[str, Sequence[float]]) -> str:
-    """Training loss over all stages, one after another."""
+def loss_by_stage(losses: Mapping[str, Sequence[float]], held_out: Mapping[str, Mapping[int, float]]) -> str:
+    """Loss over all stages, one after another: of each step's packs (a line), and by step of those held out (points)."""
     figure, axes = _figure()
     first = 0
     for index, (stage, values) in enumerate(losses.items()):
-        axes.plot(
-            range(first + 1, first + len(values) + 1),
-            values,
-            color=COLORS[index % len(COLORS)],
-            label=_label(stage, " "),
-        )
+        color = COLORS[index % len(COLORS)]
+        axes.plot(range(first + 1, first + len(values) + 1), values, color=color, label=_label(stage, " "))
+        points = held_out.get(stage, {})
+        if points:
+            steps = [first + step for step in points]
+            label = f"{_label(stage, ' ')}, held out"
+            axes.plot(steps, list(points.values()), "o", color=color, markeredgecolor=INK, label=label)
         first += len(values)
     axes.set_xlabel("step")
     axes.set_ylabel("loss, nats a token")

@@ -114,9 +114,14 @@ def _figures(artifacts: Mapping[str, Artifact], summary: Mapping[str, Any]) -> d
     from dasd_megatron.report import figures  # matplotlib
 
     drawn = {}
-    losses = _losses(artifacts)
-    if losses:
-        drawn["Loss by stage"] = figures.loss_by_stage(losses)
+    stages = _metrics(artifacts)
+    if stages:
+        losses = {stage: [line["loss"] for line in lines] for stage, lines in stages.items()}
+        held_out = {
+            stage: {line["step"]: line["held_out_loss"] for line in lines if "held_out_loss" in line}
+            for stage, lines in stages.items()
+        }
+        drawn["Loss by stage"] = figures.loss_by_stage(losses, held_out)
     probabilities = _response_probabilities(artifacts)
     if probabilities:
         drawn["Probability of responses by temperature"] = figures.probability_density(probabilities)
@@ -148,12 +153,12 @@ def _of_kind(artifacts: Mapping[str, Artifact], kind: str) -> dict[str, Artifact
     return {name: artifact for name, artifact in artifacts.items() if artifact.manifest["kind"] == kind}
 
 
-def _losses(artifacts: Mapping[str, Artifact]) -> dict[str, list[float]]:
-    losses = {}
-    for name, artifact in _of_kind(artifacts, "train").items():
-        lines = artifact.file(METRICS).read_text().splitlines()
-        losses[name.removeprefix("train_")] = [json.loads(line)["loss"] for line in lines]
-    return losses
+def _metrics(artifacts: Mapping[str, Artifact]) -> dict[str, list[dict[str, Any]]]:
+    """Lines of the log of each stage's steps."""
+    return {
+        name.removeprefix("train_"): [json.loads(line) for line in artifact.file(METRICS).read_text().splitlines()]
+        for name, artifact in _of_kind(artifacts, "train").items()
+    }
 
 
 def _response_probabilities(artifacts: Mapping[str, Artifact]) -> dict[str, list[float]]:

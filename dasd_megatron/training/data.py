@@ -20,14 +20,14 @@ OPEN_SHARDS = 16
 class PackDataset:
     """The packs of an artifact, in an order that is reshuffled every epoch and depends on nothing but the seed."""
 
-    def __init__(self, artifact: Artifact, seed: int, isolate_documents: bool) -> None:
+    def __init__(self, artifact: Artifact, seed: int, isolate_documents: bool, table: str = "packs") -> None:
         self.context_length: int = artifact.manifest["context_length"]
         self._seed = seed
         self._isolate = isolate_documents
-        shards = [shard["rows"] for shard in artifact.shards("packs")]
+        shards = [shard["rows"] for shard in artifact.shards(table)]
         self._starts = np.concatenate([[0], np.cumsum(shards, dtype=np.int64)])
-        self._tokens = _readers(artifact, ["input_ids", "loss_mask"])
-        self._documents = _readers(artifact, ["document_lengths", "uuids"])
+        self._tokens = _readers(artifact, table, ["input_ids", "loss_mask"])
+        self._documents = _readers(artifact, table, ["document_lengths", "uuids"])
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -38,7 +38,7 @@ class PackDataset:
         return int(_order(self._seed, epoch, len(self))[place])
 
     def pack(self, sample: int) -> Pack:
-        """The `sample`-th pack to be trained on."""
+        """The `sample`-th pack."""
         row = self._row(self._tokens, sample)
         ids = row["input_ids"][0].values.to_numpy()
         targets = row["loss_mask"][0].values.to_numpy(zero_copy_only=False)
@@ -60,9 +60,27 @@ class PackDataset:
         return readers(shard).take(np.array([index - self._starts[shard]]))
 
 
-def _readers(artifact: Artifact, columns: list[str]) -> Callable[[int], ShardReader]:
+class HeldOutPacks:
+    """Packs that aren't trained on, to measure the loss with: always the same."""
+
+    def __init__(self, artifact: Artifact, seed: int, isolate_documents: bool, most: int) -> None:
+        """At most so many."""
+        self._packs = PackDataset(artifact, seed, isolate_documents, "held_out")
+        self._count = min(most, len(self._packs))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def share(self, rank: int, ranks: int) -> list[Pack]:
+        """A data-parallel rank's packs, as many as every other's: what is missing is filled up with packs without targets."""
+        filled = range(-(-self._count // ranks) * ranks)
+        packs = ((sample < self._count, self._packs.pack(sample % self._count)) for sample in filled[rank::ranks])
+        return [Pack(pack.ids, pack.targets & counts, pack.lengths) for counts, pack in packs]
+
+
+def _readers(artifact: Artifact, table: str, columns: list[str]) -> Callable[[int], ShardReader]:
     """Readers of an artifact's shards of packs; those used last stay open."""
-    return lru_cache(maxsize=OPEN_SHARDS)(lambda shard: artifact.reader("packs", shard, columns))
+    return lru_cache(maxsize=OPEN_SHARDS)(lambda shard: artifact.reader(table, shard, columns))
 
 
 @lru_cache(maxsize=2)

@@ -51,9 +51,10 @@ class MetricsLog:
         for sink in self._sinks:
             sink.write(line)
         mfu = f" (MFU {line['mfu']:.0%})" if "mfu" in line else ""
+        held_out = f" (held out {line['held_out_loss']:.4f})" if "held_out_loss" in line else ""
         self._progress.update(
             line["step"],
-            f"loss {line['loss']:.4f} grad_norm {line['grad_norm']:.3f} lr {line['lr']:.2e} "
+            f"loss {line['loss']:.4f}{held_out} grad_norm {line['grad_norm']:.3f} lr {line['lr']:.2e} "
             f"{line['tokens_per_second']:,.0f} tokens/s {line['tflops_per_gpu']:.3g} TFLOP/s a rank{mfu} "
             f"{line['memory_gib']:.1f} GiB",
         )

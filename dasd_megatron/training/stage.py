@@ -29,13 +29,14 @@ from dasd_megatron.models.parallel_layout import check_layout
 from dasd_megatron.steps.step import StepContext
 from dasd_megatron.training.balance import shared_out
 from dasd_megatron.training.checkpoint.checkpoints import StepCheckpoints, save_weights
-from dasd_megatron.training.data import PackDataset
+from dasd_megatron.training.data import HeldOutPacks, PackDataset
 from dasd_megatron.training.device_stats import memory_gib, peak_flops
 from dasd_megatron.training.fp8_support import check_precision
 from dasd_megatron.training.gpu_environment import shown
 from dasd_megatron.training.gpu_libraries import check_gpu_libraries
 from dasd_megatron.training.lr_schedule import learning_rate
 from dasd_megatron.training.metrics_log import MetricsLog
+from dasd_megatron.training.step_profiler import StepProfiler
 from dasd_megatron.training.train_step_config import TrainConfig
 from dasd_megatron.training.trainer import NotFinite, StepOutcome, StepResult, Trainer
 from dasd_megatron.utils.errors import Stopped, UserError
@@ -73,11 +74,15 @@ class TrainingStage:
         self.name, self.folder = context.name, context.output.path
         self.hf, self.config, self.training = hf, context.config, context.config.training
         self.packs = PackDataset(context.artifact("packs"), self.config.seed, self.config.isolate_documents)
+        self.held_out = HeldOutPacks(
+            context.artifact("packs"), self.config.seed, self.config.isolate_documents, self.training.global_batch
+        )
         self.steps = self.training.total_steps(len(self.packs))
         options = ModelOptions.of(self.training, self.config.memory)
         self.chunks = build_model(hf, self.config.parallel, options, self.packs.context_length)
         load_weights(self.chunks, context.inputs["start"] / CHECKPOINT)
         self.trainer = Trainer(self.chunks, hf, self.config.parallel, self.training, self.config.memory)
+        self.profiler = StepProfiler(self.training.profile, self.folder)
         self._unread: list[QueuedStep] = []
         self._since = 0.0
 
@@ -109,11 +114,14 @@ class TrainingStage:
         """The steps after `done`, with their checkpoints; what to raise if a signal asked to stop before the last one."""
         for step in range(done + 1, self.steps + 1):
             saved = step % self.training.save_every == 0 and step < self.steps
-            with fused_attention_or_error("set another training.attention (auto, cudnn, flash)"):
+            with (
+                self.profiler.of(step),
+                fused_attention_or_error("set another training.attention (auto, cudnn, flash)"),
+            ):
                 self._unread.append(self._step(step))
             if step == done + 1:
                 self._describe_gpu()
-            if saved or step % self.config.tracking.every == 0 or step == self.steps:
+            if saved or step % self.config.tracking.every == 0 or self._is_measured(step):
                 self._read(log, checkpoints)
             if step == self.steps:
                 break
@@ -173,12 +181,26 @@ class TrainingStage:
                 break
         seconds = (time.monotonic() - self._since) / len(self._unread)
         memory = memory_gib()  # the peak of the fullest rank
-        for queued, result in zip(self._unread, results, strict=failure is None):
-            log.append(self._line(queued, result, seconds, memory))
+        lines = [
+            self._line(queued, result, seconds, memory)
+            for queued, result in zip(self._unread, results, strict=failure is None)
+        ]
+        if self.held_out and failure is None and self._is_measured(lines[-1]["step"]):
+            lines[-1]["held_out_loss"] = self._held_out_loss()
+        for line in lines:
+            log.append(line)
         self._unread = []
         if failure is not None:
             checkpoints.wait()
             raise failure
+
+    def _is_measured(self, step: int) -> bool:
+        """Whether the held-out loss is measured after this step."""
+        return step % self.training.held_out_every == 0 or step == self.steps
+
+    def _held_out_loss(self) -> float:
+        rank, ranks = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+        return self.trainer.loss(self.held_out.share(rank, ranks))
 
     def _result(self, queued: QueuedStep) -> StepResult:
         try:

@@ -100,14 +100,36 @@ class Trainer:
         for chunk in self.ddp:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        context_rank = parallel_state.get_context_parallel_rank()
-        batches = make_micro_batches(packs, self.align, self.parallel.context, context_rank)
+        batches = self._micro_batches(packs)
         if self.hf.shape.experts:
             PackRouter.targets_per_token = _targets_per_token(batches)
-        # All micro-batches forward and backward, by Megatron's schedule for the pipeline. Each gives the sum of its targets'
-        # losses; Megatron adds up gradients and numbers of targets over micro-batches and data-parallel ranks, and divides the
-        # one by the other (finalize_model_grads): the token mean over the global batch, in every layout.
-        outputs = self._forward_backward(
+        # Each micro-batch gives the sum of its targets' losses; Megatron adds up gradients and numbers of targets over
+        # micro-batches and data-parallel ranks, and divides the one by the other (finalize_model_grads): the token mean over the
+        # global batch, in every layout.
+        sums, balanced = self._sums(self._run(batches, forward_only=False))
+        # Reduces the norm over all ranks, clips, and updates each rank's shard of the master weights.
+        with optimizer_checks():
+            _, grad_norm, _ = self.optimizer.step()
+        return StepOutcome(sums, grad_norm, balanced)
+
+    @torch.no_grad()
+    def loss(self, packs: Sequence[Pack]) -> float:
+        """Token mean over all ranks' packs, an equal number on each, in nats; nothing is learned. The same on every rank."""
+        for chunk in self.ddp:
+            chunk.eval()
+        sums, _ = self._sums(self._run(self._micro_batches(packs), forward_only=True))
+        for chunk in self.ddp:
+            chunk.train()
+        loss_sum, targets, _ = sums.tolist()
+        return float(loss_sum / max(targets, 1))
+
+    def _micro_batches(self, packs: Sequence[Pack]) -> list[MicroBatch]:
+        """This rank's part of each pack."""
+        return make_micro_batches(packs, self.align, self.parallel.context, parallel_state.get_context_parallel_rank())
+
+    def _run(self, batches: Sequence[MicroBatch], forward_only: bool) -> list[dict[str, torch.Tensor]]:
+        """All micro-batches through the model, by Megatron's schedule for the pipeline. Returns their losses."""
+        outputs: list[dict[str, torch.Tensor]] = self._forward_backward(
             forward_step_func=self._forward,
             data_iterator=[iter(batches) for _ in self.ddp],
             model=self.ddp,
@@ -115,13 +137,9 @@ class Trainer:
             # Before the split over context-parallel ranks: what pipeline stages send one another follows from it.
             seq_length=batches[0].input_ids.shape[1] * self.parallel.context,
             micro_batch_size=1,
-            forward_only=False,
+            forward_only=forward_only,
         )
-        sums, balanced = self._sums(outputs)
-        # Reduces the norm over all ranks, clips, and updates each rank's shard of the master weights.
-        with optimizer_checks():
-            _, grad_norm, _ = self.optimizer.step()
-        return StepOutcome(sums, grad_norm, balanced)
+        return outputs
 
     def _forward(self, batches: Iterator[MicroBatch], chunk: torch.nn.Module) -> tuple[torch.Tensor, Any]:
         """Megatron's forward step: the chunk's output (of the last one, the summed loss), and what makes it a loss."""

@@ -64,6 +64,10 @@ EXTRAS: dict[str, dict[str, Any]] = {
 }
 
 
+# No multiple of the data-parallel ranks of any test.
+HELD_OUT_PACKS = 3
+
+
 def tiny_model(folder: Path, family: str = "qwen3", tied: bool = False, **changes: Any) -> Path:
     """A model folder whose awkward shapes (odd vocabulary, head_dim) would show a wrong conversion."""
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -93,11 +97,11 @@ def tiny_model(folder: Path, family: str = "qwen3", tied: bool = False, **change
 
 
 def random_packs(folder: Path, count: int, seed: int = 0, context: int = CONTEXT) -> Path:
-    """A finished artifact of packs. Documents differ so much in length that a mean of means would show."""
+    """A finished artifact of packs, some of them held out. Documents differ so much in length that a mean of means would show."""
     random = np.random.default_rng(seed)
     share = {length: share for length, share in {3: 0.4, 5: 0.3, 12: 0.2, 40: 0.1}.items() if length <= context // 2}
     rows = []
-    for _ in range(count):
+    for _ in range(count + HELD_OUT_PACKS):
         lengths: list[int] = []
         while sum(lengths) < context - 20:
             lengths.append(int(random.choice(list(share), p=np.array(list(share.values())) / sum(share.values()))))
@@ -111,7 +115,8 @@ def random_packs(folder: Path, count: int, seed: int = 0, context: int = CONTEXT
             }
         )
     writer = ArtifactWriter(folder, {})
-    writer.write_shard("packs", 0, pa.Table.from_pylist(rows, PACKS))
+    writer.write_shard("held_out", 0, pa.Table.from_pylist(rows[count:], PACKS))
+    writer.write_shard("packs", 0, pa.Table.from_pylist(rows[:count], PACKS))
     writer.finish(context_length=context)
     return folder
 

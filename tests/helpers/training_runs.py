@@ -72,7 +72,7 @@ class Run:
 
     def log(self) -> list[dict[str, Any]]:
         """Lines of metrics.jsonl so far: what has to come out the same, however long it takes."""
-        return [{key: line[key] for key in RESULTS} for line in self.numbers()]
+        return [{key: line[key] for key in (*RESULTS, "held_out_loss") if key in line} for line in self.numbers()]
 
     def numbers(self) -> list[dict[str, Any]]:
         """Lines of metrics.jsonl so far, with what depends on the machine."""
@@ -141,13 +141,15 @@ def check_same(run: Run, reference: Run) -> None:
 
 
 def check_close(lines: list[dict[str, Any]], reference: list[dict[str, Any]], loss: float, grad_norm: float) -> None:
-    """The same steps; losses within `loss`, gradient norms within `grad_norm` of each other (relative)."""
+    """The same steps; losses, held-out ones too, within `loss`, gradient norms within `grad_norm` of each other (relative)."""
     assert [line["step"] for line in lines] == [line["step"] for line in reference]
     pairs = list(zip(lines, reference, strict=True))
     furthest = max(abs(line["loss"] - expected["loss"]) for line, expected in pairs)
     relative = max(abs(line["grad_norm"] / expected["grad_norm"] - 1) for line, expected in pairs)
     print(f"largest differences: loss {furthest:.1e}, gradient norm {relative:.1e} (relative)")
     for line, expected in pairs:
+        assert line.keys() == expected.keys()
+        assert line.get("held_out_loss", 0.0) == pytest.approx(expected.get("held_out_loss", 0.0), abs=loss)
         assert line["tokens"] == expected["tokens"]
         assert line["lr"] == expected["lr"]
         assert line["loss"] == pytest.approx(expected["loss"], abs=loss)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import re
 from pathlib import Path
 
@@ -37,3 +39,17 @@ def test_what_is_no_number_is_noticed_before_it_is_saved(dense: Runs) -> None:
     assert re.match(expected, message)
     assert not list(Path(run.output).glob("step-*"))
     assert [line["step"] for line in run.numbers()] == [1]
+
+
+def test_a_profile_of_some_steps(dense: Runs) -> None:
+    """Of those alone, by the first rank; and nothing else changes."""
+    plain = dense.run("unprofiled", ParallelConfig(data=2), steps=4)
+    run = dense.run("profiled", ParallelConfig(data=2), steps=4, profile=(2, 3))
+    assert run.finish() == plain.finish()
+    [path] = run.output.glob("profile-*")
+    assert path.name == "profile-2-3.json.gz"
+    with gzip.open(path, "rt") as file:
+        names = {event.get("name") for event in json.load(file)["traceEvents"]}
+    assert {name for name in names if name.startswith("step ")} == {"step 2", "step 3"}
+    assert "aten::mm" in names
+    check_same(run, plain)

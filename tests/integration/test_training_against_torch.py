@@ -16,6 +16,7 @@ from dasd_megatron.megatron_model.micro_batch import Pack
 from dasd_megatron.training.data import PackDataset
 from dasd_megatron.training.lr_schedule import learning_rate
 from dasd_megatron.training.train_step_config import TrainConfig
+from tests.helpers.tiny_models import HELD_OUT_PACKS
 from tests.helpers.training_runs import Run, Runs, check_close
 
 STEPS = 8
@@ -52,7 +53,7 @@ def trained_by_torch(run: Run, packs: Path) -> tuple[list[dict[str, Any]], dict[
     groups = [{"params": matrices, "weight_decay": training.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     betas = (training.adam_beta1, training.adam_beta2)
     optimizer = torch.optim.AdamW(groups, lr=1.0, betas=betas, eps=training.adam_eps)
-    lines = []
+    lines: list[dict[str, Any]] = []
     for step in range(1, STEPS + 1):
         batch = [
             data.pack(sample) for sample in range((step - 1) * training.global_batch, step * training.global_batch)
@@ -69,6 +70,10 @@ def trained_by_torch(run: Run, packs: Path) -> tuple[list[dict[str, Any]], dict[
         optimizer.step()
         tokens = sum(len(pack.ids) for pack in batch)
         lines.append({"step": step, "loss": loss.item(), "grad_norm": norm, "lr": lr, "tokens": tokens})
+    held_out = [PackDataset(Artifact(packs), config.seed, True, "held_out").pack(n) for n in range(HELD_OUT_PACKS)]
+    with torch.no_grad():
+        total = torch.stack([summed_loss(model, pack) for pack in held_out]).sum()
+    lines[-1]["held_out_loss"] = total.item() / sum(map(targets_of, held_out))
     return lines, model.state_dict()
 
 

@@ -18,8 +18,8 @@ from dasd_megatron.megatron_model.micro_batch import Pack, make_micro_batches
 from dasd_megatron.megatron_model.packed_documents import rank_tokens
 from dasd_megatron.models.pack_padding import Alignment, alignment, document_slots
 from dasd_megatron.models.parallel_layout import FP8_MULTIPLE
-from dasd_megatron.training.data import PackDataset
-from tests.helpers.tiny_models import random_packs
+from dasd_megatron.training.data import HeldOutPacks, PackDataset
+from tests.helpers.tiny_models import HELD_OUT_PACKS, random_packs
 
 PARALLEL = st.builds(
     ParallelConfig,
@@ -124,6 +124,17 @@ def test_the_order_of_packs_is_reshuffled_every_epoch_and_depends_on_the_seed_al
     again = PackDataset(artifact, 3, True)
     assert [again.index(sample) for sample in (20, 3, 11)] == [epochs[2][6], epochs[0][3], epochs[1][4]]
     assert [PackDataset(artifact, 4, True).index(sample) for sample in range(7)] != epochs[0]
+
+
+@pytest.mark.parametrize(("ranks", "most"), [(1, 64), (2, 64), (4, 64), (2, 1)])
+def test_held_out_packs_are_shared_out(tmp_path: Path, ranks: int, most: int) -> None:
+    """As many to each rank, and each target once."""
+    packs = HeldOutPacks(Artifact(random_packs(tmp_path / "packs", 2)), 3, True, most)
+    assert len(packs) == min(most, HELD_OUT_PACKS)
+    alone = sorted(int(pack.targets.sum()) for pack in packs.share(0, 1))
+    shares = [packs.share(rank, ranks) for rank in range(ranks)]
+    assert len({len(share) for share in shares}) == 1
+    assert sorted(count for share in shares for pack in share if (count := int(pack.targets.sum()))) == alone
 
 
 def test_without_isolation_a_pack_is_one_document(tmp_path: Path) -> None:

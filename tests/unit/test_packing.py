@@ -17,6 +17,7 @@ from dasd_megatron.artifacts.writer import ArtifactWriter
 from dasd_megatron.curation import packing
 from dasd_megatron.curation.documents import DocumentIndex, read_documents
 from dasd_megatron.curation.packing import PackStep, PackStepConfig, pack
+from dasd_megatron.training.data import HeldOutPacks
 from dasd_megatron.utils.errors import UserError
 
 
@@ -143,6 +144,43 @@ def test_too_few_off_policy_rows_are_said(
     assert facts["off_policy"] == {"wanted": 8, "taken": 3}
     assert facts["counts"]["documents"] == 7
     assert "off_policy_ratio=2 asks for 8 rows of the stage before, which has 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("window", [1_000, 2])
+def test_held_out_prompts_are_trained_on_in_no_stage(
+    make_context: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int
+) -> None:
+    """The same ones in every stage, in packs of their own, with all their responses."""
+    monkeypatch.setattr(packing, "WINDOW", window)
+    held_out = []
+    for stage, prompts in (("first", range(50)), ("second", range(20, 70))):
+        rows = [
+            {**filtered_row(prompt, 2, 3 + prompt % 9), "sample_index": index} for prompt in prompts for index in (0, 1)
+        ]
+        responses = filtered(tmp_path / stage, rows)
+        config = PackStepConfig(context_length=32, seed=0, held_out=0.2)
+        context = make_context(config, {"responses": responses.path}, f"pack_{stage}")
+        facts = PackStep().run(context)
+        context.output.finish(**facts)
+        packed = Artifact(context.output.path)
+        uuids = {
+            table: [uuid for row in packed.rows(table) for uuid in row["uuids"]] for table in ("packs", "held_out")
+        }
+        assert sorted(uuids["packs"] + uuids["held_out"]) == sorted(row["uuid"] for row in rows)
+        assert not set(uuids["packs"]) & set(uuids["held_out"])
+        assert 0 < len(uuids["held_out"]) == facts["held_out"]["documents"] < 40
+        assert len(packed.shards("packs")) == len(packed.shards("held_out"))
+        held_out.append({uuid for uuid in uuids["held_out"] if 20 <= int(uuid[1:]) < 50})
+        assert len(HeldOutPacks(packed, 0, True, 64)) == facts["held_out"]["packs"]
+    assert held_out[0] == held_out[1]
+
+
+def test_nothing_to_hold_out_is_said(make_context: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    responses = filtered(tmp_path / "few", [filtered_row(index, 1, 4) for index in range(4)])
+    config = PackStepConfig(context_length=32, seed=0, held_out=0.001)
+    facts = PackStep().run(make_context(config, {"responses": responses.path}))
+    assert facts["held_out"]["packs"] == 0
+    assert "packing.held_out=0.001 holds out none of so few responses" in capsys.readouterr().err
 
 
 @given(st.lists(st.integers(1, 50), max_size=60), st.integers(1, 400))

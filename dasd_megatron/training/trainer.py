@@ -22,6 +22,7 @@ from dasd_megatron.megatron_model.micro_batch import MicroBatch, Pack, make_micr
 from dasd_megatron.megatron_model.moe_router import PackRouter
 from dasd_megatron.models.hf_model import HFModel
 from dasd_megatron.models.pack_padding import alignment
+from dasd_megatron.training.checkpoint.fp8_scales import unchanged_scales
 from dasd_megatron.training.fused_loss import loss_sum
 from dasd_megatron.training.optimizer import build_optimizer, set_lr, wrap_model
 
@@ -117,7 +118,8 @@ class Trainer:
         """Token mean over all ranks' packs, an equal number on each, in nats; nothing is learned. The same on every rank."""
         for chunk in self.ddp:
             chunk.eval()
-        sums, _ = self._sums(self._run(self._micro_batches(packs), forward_only=True))
+        with unchanged_scales([unwrap(chunk) for chunk in self.ddp]):
+            sums, _ = self._sums(self._run(self._micro_batches(packs), forward_only=True))
         for chunk in self.ddp:
             chunk.train()
         loss_sum, targets, _ = sums.tolist()

@@ -157,6 +157,16 @@ def test_fp8_resumes_and_hands_over(for_fp8: Runs, of_bf16: Run, fp8: str) -> No
     assert logs[0] == logs[1]
 
 
+def test_measuring_changes_nothing(for_fp8: Runs) -> None:
+    """Delayed scales follow from what has been seen, and don't from what is held out."""
+    settings = {"precision": "bf16", "fp8": "delayed", "save_every": 2}
+    seldom = on_te(for_fp8, "delayed", ParallelConfig(), **settings)
+    expected = seldom.log() or seldom.finish()
+    often = on_te(for_fp8, "delayed-measured", ParallelConfig(), held_out_every=1, **settings)
+    assert [line["loss"] for line in often.finish()] == [line["loss"] for line in expected]
+    assert all("held_out_loss" in line for line in often.log())
+
+
 # Each with how far loss and gradient norm may lie from those of one rank, whose scales are of other parts of a tensor. FP8 itself
 # is 0.05 from bf16. Blockwise would need more columns for TP2.
 FP8_LAYOUTS = [

@@ -1,4 +1,4 @@
-"""Scales and histories of delayed FP8 scaling in checkpoints, as plain tensors.
+"""Scales and histories of delayed FP8 scaling, in checkpoints as plain tensors.
 
 Transformer Engine's own form of them is a pickle, which may run code, and which it refuses to load. The largest values are taken
 over all ranks of a pipeline stage, so all of them have the same scales: they are named by layer, and any layout can load them.
@@ -6,6 +6,7 @@ over all ranks of a pipeline stage, so all of them have the same scales: they ar
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -40,6 +41,17 @@ def set_scales(chunks: Sequence[GPTModel], loaded: Mapping[str, Any]) -> None:
         for direction, tensors in TENSORS.items():
             for kind, own in _kept(module.fp8_meta[direction]).items():
                 own.copy_(_for_gemms(loaded[name][direction][kind], own, tensors))
+
+
+@contextlib.contextmanager
+def unchanged_scales(chunks: Sequence[GPTModel]) -> Iterator[None]:
+    """For passes that training must not depend on: Transformer Engine's kernels note the largest values in inference, too."""
+    metas = [module.fp8_meta[direction] for _, module in _modules(chunks) for direction in TENSORS]
+    kept = [tensor for meta in metas for tensor in _kept(meta).values()]
+    before = [tensor.clone() for tensor in kept]
+    yield
+    for tensor, value in zip(kept, before, strict=True):
+        tensor.copy_(value)
 
 
 def _modules(chunks: Sequence[GPTModel]) -> Iterator[tuple[str, Any]]:

@@ -126,7 +126,7 @@ def fused_attn_fwd(
     mask_type, softmax_type, window, bottom_right, cu_q, cu_kv, q, k, v, fake_dtype, cu_q_padded, cu_kv_padded, page_k, page_v,
     s_quantizer, o_quantizer, bias, softmax_offset, rng_gen, rng_elts, return_max_logit, cuda_graph,
 ) -> list[torch.Tensor]:  # fmt: skip
-    """[output, log of the denominators, state of the random generator, maybe the sinks]."""
+    """[output, log of the denominators, state of the random generator, maybe the sinks], in inference, too (TE's csrc)."""
     if dropout or bias is not None or page_k is not None or s_quantizer is not None or return_max_logit:
         raise NotImplementedError("fused_attn_fwd with dropout, bias, pages, FP8, or the largest logit")
     q_format, kv_format = _formats(layout)
@@ -158,8 +158,6 @@ def fused_attn_fwd(
         else:
             stats[number, :, : log_sum.shape[1], 0] = log_sum
     state = torch.zeros(2, dtype=torch.int64)
-    if not is_training:
-        return [out, state]
     return [out, stats, state, *([softmax_offset] if softmax_type != NVTE_Softmax_Type.NVTE_VANILLA_SOFTMAX else [])]
 
 

@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from conversion.safetensors_writer import bytes_of
-from dasd_megatron.models.checkpoint_index import INDEX
+from dasd_megatron.models.checkpoint_index import INDEX, write_index_hash
 from dasd_megatron.models.parameter_mapping import ParamInstance
 from dasd_megatron.utils.files import underlying, write_atomically, write_json
 
@@ -91,6 +91,7 @@ def write_index(folder: Path, parts: Sequence[ParamInstance], written: Sequence[
     storage |= _write_objects(folder / f"__{len({place.file for place in written})}_0.distcp", objects)
     index = Metadata(metadata, storage_data=storage)
     write_atomically(folder / INDEX, lambda file: pickle.dump(index, file))
+    write_index_hash(folder)
     write_json(folder / "metadata.json", {"sharded_backend": "torch_dist", "sharded_backend_version": 1})
 
 

@@ -15,6 +15,7 @@ import torch
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 
 from dasd_megatron.models.checkpoint_index import read_index
+from dasd_megatron.models.checkpoint_item import check_item
 from dasd_megatron.models.hf_assets import HF_ASSETS
 from dasd_megatron.models.parameter_mapping import ParamInstance
 from dasd_megatron.utils.errors import UserError
@@ -35,12 +36,13 @@ class _Chunk:
 
 
 class MegatronCheckpoint:
-    """Read access. Raises UserError for a folder that is none, or whose files are truncated."""
+    """Read access. Raises UserError for a folder that is none, or whose files are truncated or damaged."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._index = read_index(folder)
         # All at once: mapped files can still be read after training has removed this checkpoint in favour of newer ones.
+        self._checked: set[tuple[str, int]] = set()
         self._maps = {file: self._map(file, end) for file, end in self._ends().items()}
 
     @property
@@ -144,6 +146,10 @@ class MegatronCheckpoint:
     def _read(self, name: str, chunk: _Chunk) -> torch.Tensor:
         place = self._index.storage_data[MetadataIndex(name, chunk.start)]
         entry = memoryview(self._maps[place.relative_path])[place.offset : place.offset + place.length]
+        if (place.relative_path, place.offset) not in self._checked:
+            file, name = self._maps[place.relative_path], str(self.folder / place.relative_path)
+            check_item(file, place.offset, place.length, name)
+            self._checked.add((place.relative_path, place.offset))
         try:
             # On the device "meta" torch reads what the tensor is, and where in the file its content begins.
             described = torch.load(io.BufferedReader(_Reader(entry)), map_location="meta", weights_only=True)

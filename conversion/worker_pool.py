@@ -87,5 +87,3 @@ def _prepare(parent: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     torch.set_num_threads(1)
-    # Nothing reads the checksums that torch.save makes of each tensor, and they take longer than the writing.
-    torch.serialization.set_crc32_options(False)

@@ -16,6 +16,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTenso
 from megatron.core.models.gpt import GPTModel
 from torch.distributed.checkpoint.api import CheckpointException
 
+from dasd_megatron.megatron_model.checkpoint_reader import use_checked_reader
 from dasd_megatron.megatron_model.collectives import raise_on_all_ranks
 from dasd_megatron.megatron_model.tensor_shares import parts_of, shares
 from dasd_megatron.models.checkpoint_index import read_index
@@ -24,10 +25,11 @@ from dasd_megatron.utils.errors import UserError
 # Transformer Engine's; those of grouped experts have a number.
 _EXTRA_STATE = re.compile(r"\._extra_state\d*$")
 
+use_checked_reader()
+
 
 def load_weights(chunks: Sequence[GPTModel], folder: Path) -> None:
     """Loads weights written in any layout; called on every rank."""
-    read_index(folder)  # Megatron reads it, too, but as a pickle that may run code
     weights = sharded_weights(chunks)
     load_sharded({"weights": own_shares(weights)}, folder)
     exchange_shares(weights)
@@ -130,8 +132,10 @@ def reading(folder: Path) -> Iterator[None]:
     """Turns what goes wrong while `folder` is read into a UserError."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such checkpoint")
+    read_index(folder)
     try:
         yield
     except (Exception, CheckpointException) as error:  # many kinds, for damaged checkpoints and those of another model
-        reason = str(error).strip().splitlines()[-1]
+        failures = error.failures.values() if isinstance(error, CheckpointException) else ()
+        reason = str(next((failure for failure, _ in failures), error)).strip().splitlines()[-1]
         raise UserError(f"{folder}: can't be loaded as a checkpoint of this model: {reason}") from error

@@ -15,8 +15,10 @@ from typing import Any
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
 from dasd_megatron.utils.errors import UserError
+from dasd_megatron.utils.files import write_atomically
+from dasd_megatron.utils.hashing import hash_file
 
-INDEX = ".metadata"
+INDEX, INDEX_HASH = ".metadata", ".metadata.sha256"
 _TORCH_TYPES = {"Size", "device", "strided"}
 _CLASSES = {
     "torch.distributed.checkpoint.metadata": {
@@ -47,6 +49,9 @@ def read_index(folder: Path) -> Metadata:
     path = folder / INDEX
     if not path.is_file():
         raise UserError(f"{folder}: {_what_else(folder)}")
+    written = folder / INDEX_HASH
+    if written.is_file() and written.read_text().strip() != hash_file(path):
+        raise UserError(f"{path}: damaged: its checksum is another than {INDEX_HASH} says")
     try:
         index: Metadata = _Unpickler(io.BytesIO(path.read_bytes())).load()
     except UserError as error:
@@ -56,6 +61,12 @@ def read_index(folder: Path) -> Metadata:
     if not _is_whole(index):
         raise UserError(f"{path}: damaged: no index of a distributed checkpoint")
     return index
+
+
+def write_index_hash(folder: Path) -> None:
+    """Of the index that is there; by it `read_index` notices a damage that leaves a readable index. Megatron's own has none."""
+    digest = hash_file(folder / INDEX)
+    write_atomically(folder / INDEX_HASH, lambda file: file.write(f"{digest}\n".encode()))
 
 
 def _is_whole(index: Any) -> bool:

@@ -80,7 +80,11 @@ class TrainingStage:
         self.steps = self.training.total_steps(len(self.packs))
         options = ModelOptions.of(self.training, self.config.memory)
         self.chunks = build_model(hf, self.config.parallel, options, self.packs.context_length)
-        load_weights(self.chunks, context.inputs["start"] / CHECKPOINT)
+        start = context.inputs["start"]
+        try:
+            load_weights(self.chunks, start / CHECKPOINT)
+        except UserError as error:
+            raise UserError(f"{error}; delete {start}, and the step that writes it runs again") from error
         self.trainer = Trainer(self.chunks, hf, self.config.parallel, self.training, self.config.memory)
         self.profiler = StepProfiler(self.training.profile, self.folder)
         self._unread: list[QueuedStep] = []

@@ -17,6 +17,7 @@ from dasd_megatron.cli import convert
 from dasd_megatron.models.checkpoint_index import read_index
 from tests.conftest import ROOT
 from tests.helpers.conversions import LAYER_NORM, NORM, QUERY, change_config, change_tensors, run
+from tests.helpers.damage import overwrite_an_item
 from tests.helpers.tiny_models import tiny_model
 
 
@@ -130,6 +131,7 @@ def poison(folder: Path) -> None:
     import pickle
 
     (folder / ".metadata").write_bytes(pickle.dumps(Evil()))
+    (folder / ".metadata.sha256").unlink()
 
 
 def drop_file(folder: Path) -> None:
@@ -147,6 +149,7 @@ def forget_a_place(folder: Path) -> None:
     index = read_index(folder)
     index.storage_data.popitem()
     (folder / ".metadata").write_bytes(pickle.dumps(index))
+    (folder / ".metadata.sha256").unlink()
 
 
 def into_steps(folder: Path) -> None:
@@ -160,6 +163,7 @@ BAD_CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no index": (lambda f: (f / ".metadata").unlink(), "no Megatron distributed checkpoint (no .metadata in it)"),
     "damaged index": (lambda f: cut(f / ".metadata"), ".metadata: damaged"),
     "truncated": (lambda f: cut(f / "__0_0.distcp"), "__0_0.distcp: truncated at"),
+    "other bytes": (overwrite_an_item, "__0_0.distcp: damaged: Bad CRC-32 for file"),
     "lost file": (drop_file, "__0_0.distcp: missing"),
     "old format": (old_format, "a checkpoint in Megatron's old format, a pickle, which can run code"),
     "no config": (lambda f: (f / "hf" / "config.json").unlink(), "say with --like which Hugging Face folder"),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 
 from dasd_megatron.config.training import ParallelConfig
 from dasd_megatron.utils.errors import Stopped
+from tests.helpers.damage import overwrite_an_item
 from tests.helpers.marks import mostly_full
 from tests.helpers.training_runs import Runs, check_close, wait_until
 
@@ -89,6 +92,37 @@ def test_damage_that_one_rank_sees_is_skipped_by_all(dense: Runs) -> None:
     assert process.returncode == 0, errors[-2000:]
     assert errors.count("falling back to the checkpoint before") == 1
     check_close(run.log(), dense.undisturbed().log(), 5e-6, 1e-5)
+
+
+def test_damage_that_can_still_be_read_is_noticed(dense: Runs) -> None:
+    """Other numbers, no index, and an index with another byte; in a line each."""
+    settings = {"save_every": 2, "keep_checkpoints": 4}
+    run = dense.run("other-bytes", ParallelConfig(), {"FAIL_AT": "9"}, **settings)
+    assert "the loss is nan" in run.start().communicate(timeout=300)[1]
+    overwrite_an_item(run.output / "step-0000008")
+    (run.output / "step-0000006" / ".metadata").unlink()
+    with (run.output / "step-0000004" / ".metadata").open("r+b") as file:
+        file.seek(-2, os.SEEK_END)
+        file.write(b"?")
+    del run.behaviour["FAIL_AT"]
+    process = run.start()
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-2000:]
+    warnings = [line for line in errors.splitlines() if "falling back to the checkpoint before" in line]
+    assert [name in warning for name, warning in zip(("0008", "0006", "0004"), warnings, strict=True)] == [True] * 3
+    assert "damaged: Bad CRC-32 for file" in warnings[0]
+    assert "Traceback" not in errors
+    assert run.log() == dense.undisturbed().log()
+
+
+def test_a_damaged_start_is_refused(dense: Runs, tmp_path: Path) -> None:
+    shutil.copytree(dense.folder / "start", tmp_path / "start")
+    overwrite_an_item(tmp_path / "start" / "checkpoint")
+    run = dense.run("damaged-start", ParallelConfig(), start=tmp_path / "start")
+    process = run.start()
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 2
+    assert re.search(r"damaged: Bad CRC-32 .*; delete .*/start, and the step that writes it runs again", errors)
 
 
 @pytest.mark.full

@@ -25,6 +25,7 @@ from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShard
 from torch.distributed.checkpoint.storage import WriteResult
 
 from dasd_megatron.megatron_model.collectives import raise_on_all_ranks
+from dasd_megatron.models.checkpoint_index import write_index_hash
 from dasd_megatron.utils.errors import UserError
 from dasd_megatron.utils.files import disk_error, sync, underlying
 
@@ -97,6 +98,7 @@ class Save:
             try:
                 self._write_assets(self._temporary)
                 self._plan.writer.finish(self._plan.metadata, outcomes)
+                write_index_hash(self._temporary)
                 save_config(CheckpointingConfig(self._plan.backend, self._plan.version), str(self._temporary))
                 sync(self._temporary / "metadata.json")
                 sync(self._temporary)

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dasd_megatron.artifacts.artifact import Artifact, is_complete
-from dasd_megatron.config.gpu_specs import GIB, GPU_SPECS, GpuName
+from dasd_megatron.config.gpu_specs import GIB, GPU_SPECS, GpuName, precision_problem
 from dasd_megatron.config.recipe import Recipe
 from dasd_megatron.config.stages import StageConfig
 from dasd_megatron.config.training import TrainingConfig
@@ -16,8 +16,10 @@ from dasd_megatron.models.flops import fp8_share, hours, training_flops
 from dasd_megatron.models.hf_config import read_config, shape_of
 from dasd_megatron.models.pack_padding import alignment, document_slots
 from dasd_megatron.models.parameter_count import parameter_count
+from dasd_megatron.planning.layouts import USABLE
 from dasd_megatron.planning.memory_estimate import rank_memory
 from dasd_megatron.steps.step import Step
+from dasd_megatron.utils.errors import UserError
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits")
 
@@ -41,9 +43,14 @@ class Workload:
 
 
 def print_estimate(recipe: Recipe, stage: StageConfig, step: Step, gpu: GpuName | None, mfu: float) -> None:
-    """Prints parameters, tokens, FLOPs, memory a rank by part and, for a GPU, hours."""
+    """Prints parameters, tokens, FLOPs, memory a rank by part and, for a GPU, hours. Raises UserError where it can't do that."""
     training, parallel = stage.training.applied_to(recipe.training), recipe.parallel
     shape = shape_of(read_config(recipe.student.model), recipe.student.model)
+    problem = (
+        None if gpu is None else precision_problem(training, recipe.packing.context_length, GPU_SPECS[gpu].capability)
+    )
+    if problem is not None:
+        raise UserError(problem)
     work = Workload.of(step, recipe)
     steps = _steps(training, work)
     # A step's mean cost; a stage's is that times its steps.
@@ -83,10 +90,10 @@ def print_estimate(recipe: Recipe, stage: StageConfig, step: Step, gpu: GpuName 
     if gpu is not None:
         table.add_row(f"{gpu.upper()} has", f"{GPU_SPECS[gpu].memory_gib} GiB")
     Console().print(table)
-    if gpu is not None and memory.total > 0.9 * GPU_SPECS[gpu].memory_gib * GIB:
+    if gpu is not None and memory.total > USABLE * GPU_SPECS[gpu].memory_gib * GIB:
         print(
-            "That leaves less than a tenth for communication and fragmentation: raise parallel.context, tensor or pipeline, or "
-            "set memory.recompute"
+            f"That leaves less than {1 - USABLE:.0%} for communication and fragmentation: raise parallel.context, tensor or "
+            "pipeline, or set memory.recompute"
         )
 
 

@@ -8,14 +8,14 @@ from rich.console import Console
 from rich.table import Table
 
 from dasd_megatron.cli.print_estimate import Workload
-from dasd_megatron.config.gpu_specs import GIB, GPU_SPECS, GpuName, fp8_problem
+from dasd_megatron.config.gpu_specs import GIB, GPU_SPECS, GpuName, precision_problem
 from dasd_megatron.config.recipe import Recipe
 from dasd_megatron.config.stages import StageConfig
 from dasd_megatron.config.training import ParallelConfig, TrainingConfig
 from dasd_megatron.models.hf_config import read_config, shape_of
 from dasd_megatron.models.parallel_layout import nearest_layouts
 from dasd_megatron.models.shape import ModelShape
-from dasd_megatron.planning.layouts import USABLE, FittingLayout, fitting_layouts, possible_layouts
+from dasd_megatron.planning.layouts import ALIKE, USABLE, FittingLayout, fitting_layouts, possible_layouts
 from dasd_megatron.steps.step import Step
 from dasd_megatron.utils.errors import UserError
 
@@ -27,24 +27,29 @@ def print_layouts(recipe: Recipe, stage: StageConfig, step: Step, gpus: int, gpu
     """Prints the fastest of them, with the overrides that choose them. Raises UserError where none fits."""
     training, spec = stage.training.applied_to(recipe.training), GPU_SPECS[gpu]
     shape = shape_of(read_config(recipe.student.model), recipe.student.model)
-    problem = None if training.fp8 is None else fp8_problem(training.fp8, spec.capability, transformer_engine=True)
+    problem = precision_problem(training, recipe.packing.context_length, spec.capability)
     if problem is not None:
-        raise UserError(f"training.fp8={training.fp8} {problem}; choose another --gpu, or another training.fp8")
+        raise UserError(problem)
     work, length = Workload.of(step, recipe), recipe.packing.context_length
     found = fitting_layouts(shape, recipe.parallel, training, recipe.memory, work.packs, length, gpus, gpu)
+    own = (recipe.parallel, recipe.memory)
     room = f"{USABLE:.0%} of {spec.memory_gib} GiB"
     if not found:
         raise UserError(f"{stage.name}: {_why_none(recipe, training, shape, gpus)} ({gpus} {gpu.upper()}, {room})")
-    title = f"{stage.name} on {gpus} {gpu.upper()}: fits {room}; times by arithmetic, to compare"
+    title = f"{stage.name} on {gpus} {gpu.upper()}: fits {room}; times by arithmetic, to compare (within {ALIKE:.0%}: the same)"
     table = Table(title=title, title_justify="left")
     for column in ("", "s/step", "layers", "exchange", "bubble", "reduction", "GiB"):
         table.add_column(column, justify="right")
-    for number, layout in enumerate(found[:ROWS], 1):
+    # And the recipe's own, wherever it is.
+    shown = [
+        (n, layout) for n, layout in enumerate(found, 1) if n <= ROWS or (layout.parallel, layout.memory_config) == own
+    ]
+    for number, layout in shown:
         time = layout.time
         seconds = (time.total, time.layers, time.exchange, time.bubble, time.reduction)
         table.add_row(str(number), *(f"{value:.3g}" for value in seconds), f"{layout.memory.total / GIB:.1f}")
     Console().print(table)
-    for number, layout in enumerate(found[:ROWS], 1):
+    for number, layout in shown:
         print(f"{number:>2}  {settings(layout, recipe) or 'as the recipe has it'}")
 
 

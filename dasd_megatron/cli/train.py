@@ -78,7 +78,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 
 
 def _number(text: str) -> int:
-    if not text.isdigit() or not int(text):
+    if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text} is no number of GPUs")
     return int(text)
 

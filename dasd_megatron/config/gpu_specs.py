@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from dasd_megatron.config.training import TrainingConfig
+
+# Without a fused kernel attention has a document's scores in memory as a whole: at 32K tokens 137 GB for 32 heads in float32.
+UNFUSED_TOKENS = 4096
 GpuName = Literal["a100", "h100", "h200", "b200"]
 GIB = 1 << 30
 # FP8 recipe -> least compute capability, and the generation that has it.
@@ -53,10 +57,21 @@ GPU_SPECS: dict[GpuName, GpuSpec] = {
 }
 
 
-def fp8_problem(fp8: str, capability: tuple[int, int] | None, transformer_engine: bool) -> str | None:
-    """What an FP8 recipe lacks on a GPU of this compute capability (None: no GPU); None where it can be used."""
-    if capability is None:
-        return "needs a GPU, and this machine has none"
+def precision_problem(
+    training: TrainingConfig, context_length: int, capability: tuple[int, int], transformer_engine: bool = True
+) -> str | None:
+    """Why a stage can't compute in its precision on a GPU of this compute capability, and what to do; None where it can."""
+    if training.precision == "fp32" and context_length > UNFUSED_TOKENS:
+        return (
+            f"training.precision=fp32: fused attention takes bf16 alone on a GPU, and packs of {context_length:,} tokens need it "
+            f"(more than {UNFUSED_TOKENS:,}); set training.precision=bf16"
+        )
+    problem = None if training.fp8 is None else fp8_problem(training.fp8, capability, transformer_engine)
+    return None if problem is None else f"training.fp8={training.fp8} {problem}; choose another, or another GPU"
+
+
+def fp8_problem(fp8: str, capability: tuple[int, int], transformer_engine: bool) -> str | None:
+    """What an FP8 recipe lacks on a GPU of this compute capability; None where it can be used."""
     needed, generation = CAPABILITY[fp8]
     if capability < needed:
         return (

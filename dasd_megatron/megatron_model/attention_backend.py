@@ -11,10 +11,9 @@ from collections.abc import Iterator
 
 import torch
 
+from dasd_megatron.config.gpu_specs import UNFUSED_TOKENS
 from dasd_megatron.utils.errors import UserError
 
-# Without a fused kernel a document's scores are in memory as a whole: at 32K tokens 137 GB for 32 heads in float32.
-UNFUSED_TOKENS = 4096
 # By which Megatron tells Transformer Engine; it takes no other value from outside.
 VARIABLES = ("NVTE_FLASH_ATTN", "NVTE_FUSED_ATTN", "NVTE_UNFUSED_ATTN")
 

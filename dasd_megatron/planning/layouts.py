@@ -18,8 +18,6 @@ from dasd_megatron.planning.step_time import StepTime, step_time
 
 # Of a GPU's memory: the rest is for communication, fragmentation, and experts that are chosen more often than others.
 USABLE = 0.83
-
-
 # Times that differ by less than this share count as the same.
 ALIKE = 0.01
 
@@ -89,10 +87,10 @@ def _order(found: FittingLayout) -> tuple[int, int, int, float]:
 
 
 def _layouts(shape: ModelShape, parallel: ParallelConfig, gpus: int) -> Iterator[ParallelConfig]:
-    """By powers of two; tensor, pipeline and expert parallelism are no wider than a node."""
-    powers = [2**n for n in range(gpus.bit_length())]
-    in_node = [size for size in powers if size <= GPUS_PER_NODE]
-    for tensor, context, pipeline in product(in_node, powers, in_node):
+    """All divisions; tensor, pipeline and expert parallelism are no wider than a node."""
+    sizes = [size for size in range(1, gpus + 1) if gpus % size == 0]
+    in_node = [size for size in sizes if size <= GPUS_PER_NODE]
+    for tensor, context, pipeline in product(in_node, sizes, in_node):
         ranks = tensor * context * pipeline
         if gpus % ranks:
             continue

@@ -18,6 +18,7 @@ from dasd_megatron.steps.step import Ranks, Replicas, Step
 from dasd_megatron.utils.child_process import child_options, forward_signals
 from dasd_megatron.utils.errors import Stopped, UserError
 from dasd_megatron.utils.lease import hold
+from dasd_megatron.utils.stop_signals import SIGNALS
 
 TORCHRUN = "dasd_megatron.runtime.torchrun"
 
@@ -76,7 +77,8 @@ def run_one(step: Step, path: Path, overrides: Sequence[str]) -> None:
             raise
     if code == Stopped.EXIT_CODE:
         raise Stopped
-    if (code == 0 and signals) or -code in signals:
+    # A process that isn't listening yet ends by the signal, whoever sent it, and has nothing to lose.
+    if (code == 0 and signals) or (isinstance(step.processes, Ranks) and -code in SIGNALS):
         raise Stopped(f"{step.name}: stopped; run the same command to resume")
     if code:
         raise UserError(

@@ -16,19 +16,20 @@ from torch.distributed.run import main as torchrun
 
 from dasd_megatron.utils.child_process import forward_signals
 from dasd_megatron.utils.errors import Stopped
+from dasd_megatron.utils.stop_signals import SIGNALS
 
 
 def main() -> int:
     """Runs torchrun in this process; returns the exit code of the first rank that failed."""
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
-        with forward_signals(lambda: [child.pid for child in psutil.Process().children()]) as signals:
+        with forward_signals(lambda: [child.pid for child in psutil.Process().children()]):
             torchrun(["--signals-to-handle", "SIGINT,SIGHUP,SIGQUIT", *sys.argv[1:]])
     except Stopped:
         return Stopped.EXIT_CODE
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
-        if -failure.exitcode in signals:  # it came before the rank listened: nothing was trained that could be lost
+        if -failure.exitcode in SIGNALS:  # it came before the rank listened: nothing was trained that could be lost
             return Stopped.EXIT_CODE
         return int(failure.exitcode) if failure.exitcode > 0 else 1
     return 0

@@ -31,11 +31,11 @@ from dasd_megatron.training.balance import shared_out
 from dasd_megatron.training.checkpoint.checkpoints import StepCheckpoints, save_weights
 from dasd_megatron.training.data import HeldOutPacks, PackDataset
 from dasd_megatron.training.device_stats import memory_gib, peak_flops
-from dasd_megatron.training.fp8_support import check_precision
 from dasd_megatron.training.gpu_environment import shown
 from dasd_megatron.training.gpu_libraries import check_gpu_libraries
 from dasd_megatron.training.lr_schedule import learning_rate
 from dasd_megatron.training.metrics_log import MetricsLog
+from dasd_megatron.training.precision_check import check_precision
 from dasd_megatron.training.step_profiler import StepProfiler
 from dasd_megatron.training.train_step_config import TrainConfig
 from dasd_megatron.training.trainer import NotFinite, StepOutcome, StepResult, Trainer
@@ -50,7 +50,7 @@ def train(context: StepContext[TrainConfig]) -> dict[str, Any]:
     check_layout(hf.config, hf.folder, config.parallel, config.training, config.memory, context_length)
     check_gpu_libraries(hf.shape.sinks)
     check_attention_variables()
-    check_precision(config.training.fp8)
+    check_precision(config.training, context_length)
     with stop_requests() as stop, process_groups(config.parallel, config.seed):
         return TrainingStage(context, hf).run(stop)
 

@@ -6,8 +6,8 @@ import os
 
 import pytest
 
+from dasd_megatron.config.gpu_specs import UNFUSED_TOKENS
 from dasd_megatron.megatron_model.attention_backend import (
-    UNFUSED_TOKENS,
     VARIABLES,
     fused_attention_or_error,
     without_unfused_attention,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -112,8 +113,13 @@ def test_the_table(published: Path) -> None:
     none = run("--gpu", "h100", "--gpus", "1")
     assert none.returncode == 2
     assert "no layout fits; take more GPUs, or set memory.offload_optimizer (1 H100, 83% of 80 GiB)" in none.stderr
-    assert "can't be divided so; nearest: " in run("--gpu", "h100", "--gpus", "7").stderr
+    assert "can't be divided so; nearest: " in run("--gpu", "h100", "--gpus", "1000003").stderr
     assert "needs a GPU of compute capability 10.0 (Blackwell)" in run("--gpu", "h100", "training.fp8=mxfp8").stderr
+    three_nodes = run("--gpu", "h100", "--gpus", "24").stdout
+    assert re.search(r"\n 1  .*parallel.context=(3|6|12|24)", three_nodes)
+    slow = run("--gpu", "h100", "parallel.context=64", "parallel.data=1").stdout  # below the ten fastest
+    assert re.search(r"\n[1-9]\d  as the recipe has it\n$", slow)
+    assert "set training.precision=bf16" in run("--gpu", "h100", "training.precision=fp32").stderr
     assert "--layouts needs --gpu" in run().stderr
 
 

@@ -107,7 +107,7 @@ def test_stages_fit_on_h100s(name: str, stage: str, layout: str, models: Path) -
     assert f"| {found[1]} |" in PAGE
     assert float(found[1]) < 0.83 * 80  # room for communication, fragmentation, and experts that are chosen more often
     assert "packs of 65,536 tokens" in out
-    assert "less than a tenth" not in out
+    assert "less than 17%" not in out
 
 
 def test_one_node_is_what_the_recipes_say() -> None:

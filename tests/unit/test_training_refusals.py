@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dasd_megatron.config.gpu_specs import fp8_problem
-from dasd_megatron.config.training import ParallelConfig
+from dasd_megatron.config.gpu_specs import fp8_problem, precision_problem
+from dasd_megatron.config.training import ParallelConfig, TrainingConfig
 from dasd_megatron.megatron_model.process_groups import check_gpus, process_groups
 from dasd_megatron.utils.errors import UserError
 
@@ -13,7 +13,6 @@ from dasd_megatron.utils.errors import UserError
 @pytest.mark.parametrize(
     ("fp8", "capability", "transformer_engine", "problem"),
     [
-        ("mxfp8", None, True, "needs a GPU, and this machine has none"),
         (
             "delayed",
             (8, 0),
@@ -37,8 +36,18 @@ from dasd_megatron.utils.errors import UserError
         ("mxfp8", (10, 0), True, None),
     ],
 )
-def test_fp8(fp8: str, capability: tuple[int, int] | None, transformer_engine: bool, problem: str | None) -> None:
+def test_fp8(fp8: str, capability: tuple[int, int], transformer_engine: bool, problem: str | None) -> None:
     assert fp8_problem(fp8, capability, transformer_engine) == problem
+
+
+def test_precision() -> None:
+    """Attention is fused in bf16 alone, and long packs need it fused."""
+    found = [precision_problem(TrainingConfig(precision="fp32"), length, (9, 0)) for length in (4096, 4097)]
+    assert found[0] is None
+    assert found[1] is not None
+    assert found[1].endswith("packs of 4,097 tokens need it (more than 4,096); set training.precision=bf16")
+    assert precision_problem(TrainingConfig(fp8="tensorwise"), 65_536, (9, 0)) is None
+    assert "training.fp8=mxfp8 needs a GPU of" in str(precision_problem(TrainingConfig(fp8="mxfp8"), 4096, (9, 0)))
 
 
 def test_more_ranks_than_gpus() -> None:

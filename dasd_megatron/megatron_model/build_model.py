@@ -152,6 +152,7 @@ def _build_chunk(
     model.rotary_pos_emb.inv_freq = hf.rope.inverse_frequencies
     model.rotary_pos_emb.get_rotary_seq_len = rotary_length
     _mark_sinks(model, parallel.context)
+    _leave_out_extra_states(model)
     if torch.cuda.is_available():
         model.cuda(torch.cuda.current_device())
     return model.to(dtype=config.params_dtype)
@@ -165,6 +166,16 @@ def rotary_length(*arguments: Any) -> int:
     longest: int = arguments[-1].max_seqlen_q
     step = 1 << max(0, (longest - 1).bit_length() - 3)
     return -(-longest // step) * step
+
+
+def _leave_out_extra_states(model: GPTModel) -> None:
+    """Transformer Engine's are copies of FP8's scales to host memory, pickled, in every state dict.
+
+    Nothing here reads them (training/checkpoint/fp8_scales.py saves the scales), and Megatron would unpickle those of experts.
+    """
+    for module in model.modules():
+        if hasattr(module, "fp8_meta"):
+            module.get_extra_state = lambda: torch.empty(0, dtype=torch.uint8)
 
 
 def _mark_sinks(model: GPTModel, context: int) -> None:

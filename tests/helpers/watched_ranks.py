@@ -41,6 +41,18 @@ def check_gradients_are_added_in_place(chunks: list[Any]) -> None:
     assert all(parameter.grad_added_to_main_grad for _, parameter in weights), [name for name, _ in weights]
 
 
+def check_offloaded_share(optimizer: Any, share: float) -> None:
+    """Of the optimizer's parameters, in host memory; in steps of a parameter."""
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        sizes = [
+            [p.numel() for group in each.param_groups for p in group["params"]]
+            for each in part.optimizer.sub_optimizers
+        ]
+        on_host = sum(sum(own) for own in sizes[: len(part.optimizer.cpu_optimizers)])
+        every = sum(map(sum, sizes))
+        assert abs(on_host - share * every) <= max(map(max, sizes)), (on_host, every)
+
+
 def behave(folder: Path) -> None:
     import torch
 
@@ -61,6 +73,10 @@ def behave(folder: Path) -> None:
         time.sleep(float(os.environ.get("SLOW_STEPS", "0")))
         if "TE_ON_CPU" in os.environ:
             check_gradients_are_added_in_place(self.chunks)
+            config = self.chunks[0].config
+            assert config.moe_router_padding_for_quantization == bool(config.fp8 and config.num_moe_experts)
+            if self.config.memory.offload_optimizer:
+                check_offloaded_share(self.trainer.optimizer, self.config.memory.offload_optimizer)
         with get_cuda_rng_tracker().fork():
             tracked = torch.rand(1).item()
         with draws.open("a") as file:

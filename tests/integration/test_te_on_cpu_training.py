@@ -54,9 +54,9 @@ def reference(runs: Runs, **settings: Any) -> Run:
     return run
 
 
-def failed_once(run: Run) -> Run:
-    """The run, which failed after its first checkpoint and was started again."""
-    run.behaviour["FAIL_AT"] = "4"
+def failed_once(run: Run, step: int = 4) -> Run:
+    """The run, which failed at a step after its first checkpoint and was started again."""
+    run.behaviour["FAIL_AT"] = str(step)
     assert "the loss is nan" in run.start().communicate(timeout=300)[1]
     assert "step-0000002" in run.folders()
     del run.behaviour["FAIL_AT"]
@@ -155,6 +155,32 @@ def test_fp8_resumes_and_hands_over(for_fp8: Runs, of_bf16: Run, fp8: str) -> No
         for name, start in starts.items()
     ]
     assert logs[0] == logs[1]
+
+
+@pytest.fixture(scope="module")
+def experts_for_fp8(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    folder = tmp_path_factory.mktemp("fp8-experts")
+    sizes = {"hidden_size": 128, "moe_intermediate_size": 128, "num_hidden_layers": 1}
+    return Runs(folder, "qwen3_moe", random_packs(folder / "packs", 5, 11, context=32), **sizes)
+
+
+@pytest.mark.parametrize("fp8", ["tensorwise", "blockwise"])
+def test_experts_in_fp8(experts_for_fp8: Runs, fp8: str) -> None:
+    """Near bf16, as near as few tokens are of which some choose other experts."""
+    settings = {"precision": "bf16", "global_batch": 2, "steps": 1}
+    in_bf16 = on_te(experts_for_fp8, "bf16", ParallelConfig(), **settings)
+    lines = on_te(experts_for_fp8, fp8, ParallelConfig(), fp8=fp8, **settings).finish()
+    expected = in_bf16.log() or in_bf16.finish()
+    check_close(lines, expected, 0.2, 0.3)
+    assert all(abs(line["loss"] - other["loss"]) > 1e-5 for line, other in zip(lines, expected, strict=True))
+
+
+def test_delayed_scales_of_experts_resume(experts_for_fp8: Runs) -> None:
+    """Bit for bit: each expert has its own."""
+    settings = {"precision": "bf16", "fp8": "delayed", "global_batch": 2, "save_every": 2, "steps": 3}
+    whole = on_te(experts_for_fp8, "delayed", ParallelConfig(), **settings)
+    whole.finish()
+    check_same(failed_once(on_te(experts_for_fp8, "delayed-again", ParallelConfig(), **settings), 3), whole)
 
 
 def test_measuring_changes_nothing(for_fp8: Runs) -> None:

@@ -53,7 +53,11 @@ class ResponseMaker:
 
     def __init__(self, teacher: ChatTokenizer, seed: int) -> None:
         self._teacher, self._random = teacher, np.random.default_rng(seed)
-        texts = [*_files("*.py"), *_files("*.rst", "*.md", "*.txt", "METADATA"), *_arithmetic(self._random)]
+        texts = [
+            *installed_texts("*.py"),
+            *installed_texts("*.rst", "*.md", "*.txt", "METADATA"),
+            *_arithmetic(self._random),
+        ]
         self._pieces = [ids for ids, _ in teacher.encode_with_spans(texts)]
 
     def table(self, prompts: int, candidates: int, first: int = 0) -> pa.Table:
@@ -159,7 +163,7 @@ def write_scored(writer: ArtifactWriter, filtered: Artifact) -> None:
     writer.finish(counts={}, extends={"responses": filtered.path.name})
 
 
-def _files(*patterns: str) -> list[str]:
+def installed_texts(*patterns: str) -> list[str]:
     """Pieces of files of this environment's packages, as many as there are up to PIECES, spread over all of them."""
     folder = Path(sysconfig.get_path("purelib"))
     paths = sorted(path for pattern in patterns for path in folder.glob(f"*/**/{pattern}"))

@@ -1,5 +1,6 @@
 # make demo       distil the toy student from the toy teacher on this machine: runs/toy/report.html
 # make test       lint, types, unit tests, and an integration test of each promise; needs no root, and nothing outside this folder
+# make gpu-check  what a machine with GPUs can do, as a page: gpu-check/page.md; with the Python that is on the PATH
 # make test-all   that, then the rest: every parallel layout, a real Slurm, images, downloads; as root with apt
 # Each sets itself up first: a virtual environment in .venv, from requirements.lock.
 
@@ -13,7 +14,7 @@ SET ?=
 # https://github.com/pytest-dev/pytest-xdist/issues/1386
 PYTEST := $(BIN)/pytest -n 2 --dist loadgroup
 
-.PHONY: setup demo lint docs test test-all test-unit clean
+.PHONY: setup demo lint docs test test-all test-unit gpu-check clean
 
 setup: $(VENV)/.complete
 
@@ -45,6 +46,9 @@ test: lint
 # In one session: what several tests compare with is made once.
 test-all: lint
 	$(PYTEST) -m "not gpu"
+
+gpu-check:
+	$(PYTHON) -m benchmarks.gpu_check
 
 test-unit: setup
 	$(BIN)/pytest tests/unit -m "not full and not gpu"

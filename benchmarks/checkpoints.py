@@ -2,7 +2,8 @@
 """Saving and loading a training state on several ranks: seconds, and host memory a rank beside its share of the state.
 
 Data parallelism over gloo, bf16 with the distributed optimizer. The model has Qwen3-4B's layers, with a tenth of its width and of
-its vocabulary. All ranks are on this machine, and share its cores and its disk.
+its vocabulary. All ranks are on this machine, and share its cores and its disk; on GPUs, take no more ranks than there are. The
+last line is JSON.
 
 example:
   python -m benchmarks.checkpoints --ranks 8
@@ -105,12 +106,14 @@ def main() -> None:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(args.ranks)]
         subprocess.run([*command, "-m", "benchmarks.checkpoints", "--folder", name], check=True)
         results = [json.loads(path.read_text()) for path in Path(name).glob("result-*.json")]
-    share = results[0]["share"]
+    share, found = results[0]["share"], dict[str, float](results[0]["seconds"])
     print(f"{args.ranks} ranks, a rank's share of the state: {share:.0f} MiB")
     for what in ("save", "load"):
         most = max(result["memory"][what] for result in results)
+        found[f"{what}_memory_of_share"] = most / share
         print(f"{what}: at most {most:.0f} MiB more in a rank, {most / share:.2f} x its share")
     print(", ".join(f"{name} {taken:.2f} s" for name, taken in results[0]["seconds"].items()))
+    print(json.dumps({"ranks": args.ranks, "share_mib": share, **found}))
 
 
 if __name__ == "__main__":

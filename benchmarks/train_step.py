@@ -3,7 +3,7 @@
 
 All in one run with the same model, one document a step, and whole layers recomputed on both sides. transformers keeps its
 weights in fp32 and computes under autocast, ours holds them in bf16 and fp32. On a CPU the defaults are small, fp32, and FP8
-is left out.
+is left out. The last line is JSON.
 
 examples:
   python -m benchmarks.train_step
@@ -14,10 +14,13 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +75,11 @@ def megatron(hf: HFModel, length: int, fp8: str | None) -> Callable[[], object]:
     return lambda: trainer.step([pack], 1e-5).read()
 
 
-def transformers(hf: HFModel, length: int) -> Callable[[], object]:
+def transformers(hf: HFModel, length: int, attention: str = "sdpa") -> Callable[[], object]:
     """One step of plain transformers: the same model, its own attention and loss, torch's fused AdamW, fp32 weights."""
     device = "cuda" if ON_GPU else "cpu"
     config = AutoConfig.from_pretrained(str(hf.folder))
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").to(device).train()
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).to(device).train()
     model.gradient_checkpointing_enable()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     ids = torch.from_numpy(random_pack([length], hf.shape.vocabulary).ids).long()[None].to(device)
@@ -90,6 +93,14 @@ def transformers(hf: HFModel, length: int) -> Callable[[], object]:
         optimizer.step()
 
     return step
+
+
+def with_liger(hf: HFModel, length: int) -> Callable[[], object]:
+    """The same with Liger's kernels, and FlashAttention where it is installed."""
+    from liger_kernel.transformers import apply_liger_kernel_to_qwen3  # type: ignore[import-not-found]
+
+    apply_liger_kernel_to_qwen3()
+    return transformers(hf, length, "flash_attention_2" if find_spec("flash_attn") else "sdpa")
 
 
 def measure(make: Callable[[], Callable[[], object]], steps: int) -> tuple[float, float] | str:
@@ -127,37 +138,47 @@ def main() -> None:
         fields["num_hidden_layers"] = args.layers
     layers = "" if args.layers is None else f" with {args.layers} layers"
     print(torch.cuda.get_device_name() if ON_GPU else "CPU", f"torch {torch.__version__}, Qwen3 {args.size}{layers}")
-    print(f"{'tokens':>7} {'what':>18} {'ms a step':>10} {'tokens/s':>10} {'TFLOP/s':>8} {'of peak':>8} {'GiB':>6}")
+    print(f"{'tokens':>7} {'what':>19} {'ms a step':>10} {'tokens/s':>10} {'TFLOP/s':>8} {'of peak':>8} {'GiB':>6}")
     with tempfile.TemporaryDirectory() as folder, process_groups(ParallelConfig(), 0):
         hf = qwen3(Path(folder), **fields)
-        for length in args.lengths:
-            contenders: dict[str, Callable[[], Callable[[], object]]] = {
-                "transformers": lambda length=length: transformers(hf, length),  # type: ignore[misc]
-                "Megatron bf16" if ON_GPU else "Megatron fp32": lambda length=length: megatron(hf, length, None),  # type: ignore[misc]
-            }
-            for fp8 in args.fp8:
-                contenders[f"Megatron {fp8}"] = lambda length=length, fp8=fp8: megatron(hf, length, fp8)  # type: ignore[misc]
-            for name, make in contenders.items():
+        contenders: dict[str, Callable[[int], Callable[[], object]]] = {
+            "transformers": lambda length: transformers(hf, length),
+            "Megatron bf16" if ON_GPU else "Megatron fp32": lambda length: megatron(hf, length, None),
+            **{f"Megatron {fp8}": partial(lambda fp8, length: megatron(hf, length, fp8), fp8) for fp8 in args.fp8},
+        }
+        if ON_GPU and find_spec("liger_kernel"):  # last: its kernels replace transformers' own for good
+            contenders["transformers, Liger"] = lambda length: with_liger(hf, length)
+        rows = []
+        for name, make in contenders.items():
+            for length in args.lengths:
                 recipe = name.removeprefix("Megatron ")
-                training = TrainingConfig(fp8=recipe if recipe in args.fp8 else None)  # type: ignore[arg-type]
+                training = TrainingConfig(fp8=recipe if recipe in args.fp8 else None)
                 flops = training_flops(hf.shape, [length])
                 share = fp8_share(hf.shape, length, flops, training)
-                print_row(length, name, measure(make, args.steps), flops, share)
+                rows.append(print_row(length, name, measure(partial(make, length), args.steps), flops, share))
+    print(json.dumps(rows))
 
 
-def print_row(length: int, name: str, found: tuple[float, float] | str, flops: float, share_of_fp8: float) -> None:
-    """One line of the table; shares are of the peak in the precisions that are used."""
+def print_row(
+    length: int, name: str, found: tuple[float, float] | str, flops: float, share_of_fp8: float
+) -> dict[str, Any]:
+    """One line of the table, which it returns; shares are of the peak in the precisions that are used."""
+    row: dict[str, Any] = {"tokens": length, "what": name}
     if isinstance(found, str):
-        print(f"{length:>7} {name:>18} {found:>10}", flush=True)
-        return
+        print(f"{length:>7} {name:>19} {found:>10}", flush=True)
+        return {**row, "problem": found}
     seconds, memory = found
     peak = peak_flops(share_of_fp8)
-    share = f"{flops / seconds / peak:.1%}" if peak else ""
+    row |= {"ms": 1e3 * seconds, "tokens_per_second": length / seconds, "tflops": flops / seconds / 1e12, "gib": memory}
+    if peak:
+        row["of_peak"] = flops / seconds / peak
+    share = f"{row['of_peak']:.1%}" if peak else ""
     print(
-        f"{length:>7} {name:>18} {seconds * 1e3:>10.1f} {length / seconds:>10,.0f} {flops / seconds / 1e12:>8.3f} {share:>8} "
-        f"{memory:>6.1f}",
+        f"{length:>7} {name:>19} {row['ms']:>10.1f} {row['tokens_per_second']:>10,.0f} {row['tflops']:>8.3f} "
+        f"{share:>8} {memory:>6.1f}",
         flush=True,
     )
+    return row
 
 
 if __name__ == "__main__":

@@ -1,0 +1,82 @@
+"""The acceptance of GPUs, without one: what it runs, what it keeps, and what it says of failures."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.gpu_check import run
+from benchmarks.gpu_checks import CHECKS, Check
+from benchmarks.gpu_page import page, summary_of
+from tests.conftest import ROOT
+
+
+def gpu_check(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks.gpu_check", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+
+
+@pytest.mark.full
+def test_with_emulated_kernels(tmp_path: Path) -> None:
+    """Benchmarks at tiny sizes, on the GPU's branch; what was found is kept."""
+    names = ["attention", "fused_loss", "train_step"]
+    first = gpu_check("--stand-in", "--output", tmp_path, "--only", *names[:2])
+    assert first.returncode == 0, first.stdout + first.stderr
+    second = gpu_check("--stand-in", "--output", tmp_path, "--only", *names)
+    assert second.stdout.splitlines()[0] == "train_step ... measured"
+    found = json.loads((tmp_path / "results.json").read_text())["checks"]
+    assert list(found) == names
+    assert [row["backend"] for row in found["attention"]["result"]] == ["cudnn", "cudnn"]
+    assert found["fused_loss"]["result"]["times_ideal"] > 0
+    assert [row["what"] for row in found["train_step"]["result"]] == [
+        "transformers",
+        "Megatron bf16",
+        "Megatron tensorwise",
+    ]
+    text = (tmp_path / "page.md").read_text()
+    assert "**Not run on a GPU**" in text
+    assert "| tokens | what | ms |" in text
+
+
+def test_a_machine_without_a_gpu(tmp_path: Path) -> None:
+    done = gpu_check("--output", tmp_path / "out")
+    assert done.returncode == 2
+    assert done.stderr == "error: this machine has no GPU that torch can use; --stand-in tries the checks without one\n"
+
+
+def test_what_a_check_finds(tmp_path: Path) -> None:
+    (tmp_path / "test_odd.py").write_text(
+        "import pytest\ndef test_right(): pass\ndef test_wrong(): assert 1 == 2\ndef test_left(): pytest.skip('one GPU')\n"
+    )
+    options = ["-q", "-p", "no:cacheprovider", "-o", "addopts="]
+    checks = {
+        "tests": Check("tests", "?", ["pytest", str(tmp_path / "test_odd.py"), *options], None),
+        "gone": Check("gone", "?", ["benchmarks.gone"], None),
+        "slow": Check("slow", "?", ["timeit", "-n1", "-r1", "import time; time.sleep(60)"], None, minutes=0.02),
+    }
+    found = {name: run(check, tmp_path, 1, stand_in=False) for name, check in checks.items()}
+    assert summary_of(found["tests"]) == "1 passed, **1 failed**, 1 skipped"
+    assert "No module named benchmarks.gone" in summary_of(found["gone"])
+    assert summary_of(found["slow"]) == "**failed**: no end within 0.02 minutes"
+    machine = {
+        "gpus": ["H100", "H100"],
+        "cuda": "13",
+        "cudnn": 9,
+        "versions": {},
+        "commit": "",
+        "date": "",
+        "stand_in": False,
+    }
+    text = page(machine, {name: ("Does it?", of_check) for name, of_check in found.items()})
+    assert "- GPUs: 2 x H100" in text
+    assert "- failed: test_wrong\n- skipped: one GPU" in text
+    assert "Not run on a GPU" not in text
+
+
+def test_checks_take_twenty_minutes_or_so() -> None:
+    """Their limits, which few of them need, stay within forty."""
+    assert sum(check.minutes for check in CHECKS) <= 40

@@ -71,9 +71,10 @@ class HeldOutPacks:
     def __len__(self) -> int:
         return self._count
 
-    def share(self, rank: int, ranks: int) -> list[Pack]:
-        """A data-parallel rank's packs, as many as every other's: what is missing is filled up with packs without targets."""
-        filled = range(-(-self._count // ranks) * ranks)
+    def share(self, rank: int, ranks: int, multiple: int = 1) -> list[Pack]:
+        """A data-parallel rank's packs, as many as every other's, and a multiple of something: what is missing is filled up with
+        packs without targets."""
+        filled = range(-(-self._count // (ranks * multiple)) * ranks * multiple)
         packs = ((sample < self._count, self._packs.pack(sample % self._count)) for sample in filled[rank::ranks])
         return [Pack(pack.ids, pack.targets & counts, pack.lengths) for counts, pack in packs]
 

@@ -204,7 +204,9 @@ class TrainingStage:
 
     def _held_out_loss(self) -> float:
         rank, ranks = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
-        return self.trainer.loss(self.held_out.share(rank, ranks))
+        parallel = self.config.parallel
+        together = parallel.pipeline if parallel.virtual_pipeline > 1 else 1  # interleaved stages take so many
+        return self.trainer.loss(self.held_out.share(rank, ranks, together))
 
     def _result(self, queued: QueuedStep) -> StepResult:
         try:

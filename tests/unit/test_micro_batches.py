@@ -126,14 +126,16 @@ def test_the_order_of_packs_is_reshuffled_every_epoch_and_depends_on_the_seed_al
     assert [PackDataset(artifact, 4, True).index(sample) for sample in range(7)] != epochs[0]
 
 
+@pytest.mark.parametrize("multiple", [1, 2])
 @pytest.mark.parametrize(("ranks", "most"), [(1, 64), (2, 64), (4, 64), (2, 1)])
-def test_held_out_packs_are_shared_out(tmp_path: Path, ranks: int, most: int) -> None:
+def test_held_out_packs_are_shared_out(tmp_path: Path, ranks: int, most: int, multiple: int) -> None:
     """As many to each rank, and each target once."""
     packs = HeldOutPacks(Artifact(random_packs(tmp_path / "packs", 2)), 3, True, most)
     assert len(packs) == min(most, HELD_OUT_PACKS)
     alone = sorted(int(pack.targets.sum()) for pack in packs.share(0, 1))
-    shares = [packs.share(rank, ranks) for rank in range(ranks)]
-    assert len({len(share) for share in shares}) == 1
+    shares = [packs.share(rank, ranks, multiple) for rank in range(ranks)]
+    [each] = {len(share) for share in shares}
+    assert each % multiple == 0
     assert sorted(count for share in shares for pack in share if (count := int(pack.targets.sum()))) == alone
 
 

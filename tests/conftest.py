@@ -110,11 +110,11 @@ def gptoss() -> ChatTokenizer:
 
 @pytest.fixture(scope="session")
 def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an undisturbed small run on this machine."""
+    """The folder of an undisturbed small run on this machine; with one replica, since a second one costs what it saves."""
     from tests.helpers.small_run import finish, small_run
 
     folder = tmp_path_factory.mktemp("calm") / "run"
-    code, out, errors = finish(*small_run(folder))
+    code, out, errors = finish(*small_run(folder), "launch.replicas=1")
     assert code == 0, errors[-3000:]
     assert "teacher" in out
     return folder

@@ -41,8 +41,8 @@ class MegatronCheckpoint:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._index = read_index(folder)
-        # All at once: mapped files can still be read after training has removed this checkpoint in favour of newer ones.
         self._checked: set[tuple[str, int]] = set()
+        # All at once: mapped files can still be read after training has removed this checkpoint in favour of newer ones.
         self._maps = {file: self._map(file, end) for file, end in self._ends().items()}
 
     @property
@@ -147,8 +147,8 @@ class MegatronCheckpoint:
         place = self._index.storage_data[MetadataIndex(name, chunk.start)]
         entry = memoryview(self._maps[place.relative_path])[place.offset : place.offset + place.length]
         if (place.relative_path, place.offset) not in self._checked:
-            file, name = self._maps[place.relative_path], str(self.folder / place.relative_path)
-            check_item(file, place.offset, place.length, name)
+            file = self._maps[place.relative_path]
+            check_item(file, place.offset, place.length, str(self.folder / place.relative_path))
             self._checked.add((place.relative_path, place.offset))
         try:
             # On the device "meta" torch reads what the tensor is, and where in the file its content begins.

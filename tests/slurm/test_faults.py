@@ -8,11 +8,9 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import signal
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from dasd_megatron.config.load import load_recipe
 from dasd_megatron.pipeline.graph import build_steps
 from dasd_megatron.slurm.experiment import job_prefix
 from dasd_megatron.steps.step import Step
+from dasd_megatron.utils.stop_signals import SIGNALS
 from tests.conftest import ROOT
 from tests.helpers.slurm_cluster import URGENT
 from tests.helpers.small_run import RECIPE, SMALL, finish
@@ -117,31 +116,30 @@ def ranks_of(job: str, restart: str | None = None) -> list[psutil.Process]:
     return found
 
 
-@contextlib.contextmanager
-def slowed(job: str) -> Iterator[Callable[[], bool]]:
-    """Stops the ranks of a job nine tenths of the time; yields whether there are any left."""
-    over = threading.Event()
-    first = ranks_of(job)
-    assert first
-
-    def slow() -> None:
-        while not over.is_set():
-            for number, seconds in ((signal.SIGSTOP, 0.9), (signal.SIGCONT, 0.1)):
-                for process in first:
-                    with contextlib.suppress(psutil.Error):
-                        process.send_signal(number)
-                over.wait(seconds)
-
-    thread = threading.Thread(target=slow)
-    thread.start()
+def freeze_until_told(run: StageRun) -> None:
+    """Freezes the ranks until the first is told to save, as if a step took that long; then waits for the job's end."""
+    ranks = ranks_of(run.until_it_trains())
+    assert ranks
+    for rank in ranks:
+        rank.suspend()
     try:
-        yield lambda: any(process.is_running() for process in first)
+        run.until(lambda: any(map(is_told, ranks)), "signal")
     finally:
-        over.set()
-        thread.join()
-        for process in first:
-            with contextlib.suppress(psutil.Error):
-                process.send_signal(signal.SIGCONT)
+        for rank in ranks:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                rank.resume()
+    run.until(lambda: not any(rank.is_running() for rank in ranks), "end of the first job")
+    assert 0 < len(run.losses()) < 60
+
+
+def is_told(rank: psutil.Process) -> bool:
+    """Whether a suspended process will see a signal to save once it is resumed, or has ended: Slurm's signals resume it."""
+    try:
+        status = Path(f"/proc/{rank.pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    (line,) = [line for line in status.splitlines() if line.startswith("ShdPnd")]
+    return any(int(line.split()[1], 16) >> number - 1 & 1 for number in SIGNALS)
 
 
 @pytest.fixture(scope="module")
@@ -220,9 +218,7 @@ def test_a_time_limit_shorter_than_the_stage(run: StageRun, undisturbed: Path) -
     """On a node so slow that the first job can't end it."""
     run.overrides += ["launch.training.time='00:01:00'", "launch.grace_period_seconds=20"]
     run.submit()
-    with slowed(run.until_it_trains()) as still:
-        run.until(lambda: not still(), "end of the first job")
-    assert 0 < len(run.losses()) < 60
+    freeze_until_told(run)
     check_done(run, undisturbed)
     assert len(run.accounting(TRAIN, "JobID")) >= 2
     assert "PENDING again: it resumes where it was stopped" in run.said
@@ -232,11 +228,10 @@ def test_a_stage_whose_saves_take_longer_than_its_grace_period(run: StageRun, un
     """What its log says of a save, known only since it runs, makes it stop before Slurm's signal."""
     run.overrides += ["launch.training.time='00:02:00'", "launch.grace_period_seconds=5"]
     run.submit()
-    with slowed(run.until_it_trains()) as still:
-        with (run.stage / "saves.jsonl").open("a") as file:
-            file.write('{"step": 10, "seconds": 50.0}\n')
-        run.until(lambda: not still(), "end of the first job")
-    assert 0 < len(run.losses()) < 60
+    run.until_it_trains()
+    with (run.stage / "saves.jsonl").open("a") as file:
+        file.write('{"step": 10, "seconds": 50.0}\n')
+    freeze_until_told(run)
     check_done(run, undisturbed)
     ran = [int(seconds) for seconds in run.accounting(TRAIN, "ElapsedRaw")]
     assert len(ran) >= 2

@@ -84,7 +84,7 @@ def choices(folder: Path, overrides: list[str]) -> tuple[list[tuple[str, str]], 
 
 
 def run(folder: Path, *overrides: str) -> tuple[int, str]:
-    code, out, errors = finish(str(RECIPE), *SMALL, f"run_dir={folder}", *overrides)
+    code, out, errors = finish(str(RECIPE), *SMALL, f"run_dir={folder}", "launch.replicas=1", *overrides)
     return code, out + errors
 
 

@@ -10,25 +10,30 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from dasd_megatron.artifacts.training_files import METRICS, SAVES
 from dasd_megatron.steps.step import Ranks, Step
+from dasd_megatron.utils.errors import UserError
 
-# As a multiple of the longest step and the longest save so far.
+# As a multiple of the longest of the last steps and the longest of the last saves.
 MARGIN = 1.5
+# The last so many count: a node that once stood still says nothing of all later jobs.
+RECENT = {METRICS: 100, SAVES: 5}
 POLL = 5.0
 
 
 def measured_grace_period(step: Step) -> int:
-    """Seconds, by what the stage's steps and saves took so far; 0 where nothing is known."""
+    """Seconds, by what the stage's last steps and saves took; 0 where nothing is known."""
     if not isinstance(step.processes, Ranks) or step.remote:
         return 0
-    longest = [
-        max((json.loads(line)["seconds"] for line in path.read_text().splitlines() if line.endswith("}")), default=0.0)
-        for path in (step.folder / METRICS, step.folder / SAVES)
-        if path.is_file()
-    ]
-    return math.ceil(MARGIN * sum(longest))
+    paths = [(step.folder / name, recent) for name, recent in RECENT.items()]
+    return math.ceil(MARGIN * sum(_longest(path, recent) for path, recent in paths if path.is_file()))
+
+
+def _longest(path: Path, recent: int) -> float:
+    lines = [line for line in path.read_text().splitlines() if line.endswith("}")]  # the last may be half written
+    return max((json.loads(line)["seconds"] for line in lines[-recent:]), default=0.0)
 
 
 class EarlyStop:
@@ -50,6 +55,13 @@ class EarlyStop:
                 return
 
     def __enter__(self) -> EarlyStop:
+        """Raises UserError where no time is left to train in: each job would be stopped as soon as it began."""
+        needed, left = measured_grace_period(self._step), self._ends - time.time()
+        if needed >= left:
+            raise UserError(
+                f"{self._step.name}: its last steps and saves took so long that it must be told to stop {needed} seconds before "
+                f"its time limit, and the job has {max(0, math.floor(left))}; raise launch.training.time and submit again"
+            )
         self._thread.start()
         return self
 

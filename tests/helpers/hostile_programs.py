@@ -153,7 +153,7 @@ GREEDY = {
     "pipes": ("import os\nx = []\nwhile True: x.append(os.pipe())", {"exited"}),
     "long_output": ("while True: print('x' * 1000)", {"output"}),
     "long_errors": ("import sys\nwhile True: sys.stderr.write('x' * 1000)", {"cpu_time"}),
-    "long_line": ("print('x' * (1 << 28))", {"output"}),
+    "long_line": ("print('x' * (1 << 26))", {"output"}),
     "deep_recursion": ("import sys\nsys.setrecursionlimit(10**9)\ndef f(): f()\nf()", {"exited", "cpu_time", "memory"}),
     "crash": ("import ctypes\nctypes.string_at(0)", {"exited"}),
 }  # fmt: skip

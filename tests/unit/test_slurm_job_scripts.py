@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import threading
 import time
@@ -205,6 +206,27 @@ def test_the_grace_period_follows_what_steps_and_saves_took(tmp_path: Path) -> N
     cluster = load_cluster(EXAMPLE)
     for job in jobs_of(recipe, steps, cluster):
         assert job.grace_period_seconds == (450 if job.step.kind.name == "train" else 30)
+
+
+def test_what_took_long_once_does_not_count_for_ever(tmp_path: Path) -> None:
+    steps, _ = steps_and_recipe(f"run_dir={tmp_path}")
+    stage = steps["train_low_temperature"]
+    stage.folder.mkdir(parents=True)
+    steps_took, saves_took = [900.0] + [2.0] * 100, [600.0] + [10.0] * 5
+    for name, took in (("metrics.jsonl", steps_took), ("saves.jsonl", saves_took)):
+        (stage.folder / name).write_text("".join(json.dumps({"seconds": value}) + "\n" for value in took))
+    assert measured_grace_period(stage) == 18
+
+
+def test_a_job_without_time_to_train_says_so(tmp_path: Path) -> None:
+    """In place of one that is stopped, requeued and stopped again after a few steps, for days."""
+    steps, _ = steps_and_recipe(f"run_dir={tmp_path}")
+    stage = steps["train_low_temperature"]
+    stage.folder.mkdir(parents=True)
+    (stage.folder / "saves.jsonl").write_text('{"step": 1, "seconds": 70.0}\n')
+    message = r"105 seconds before its time limit, and the job has \d+; raise launch\.training\.time"
+    with pytest.raises(UserError, match=message), EarlyStop(stage, time.time() + 60, lambda: None):
+        pytest.fail("the job began")
 
 
 def test_a_first_stage_is_stopped_by_what_it_has_shown_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,12 +15,12 @@ import argparse
 import json
 import os
 import re
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from benchmarks.ranks import torchrun
 
 # Qwen3-4B: 2560, 9728, 36, 32, 8, 128, 151,936.
 SHAPE = {
@@ -103,8 +103,7 @@ def main() -> None:
         rank(args.folder)
         return
     with tempfile.TemporaryDirectory() as name:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(args.ranks)]
-        subprocess.run([*command, "-m", "benchmarks.checkpoints", "--folder", name], check=True)
+        torchrun(args.ranks, "benchmarks.checkpoints", "--folder", name)
         results = [json.loads(path.read_text()) for path in Path(name).glob("result-*.json")]
     share, found = results[0]["share"], dict[str, float](results[0]["seconds"])
     print(f"{args.ranks} ranks, a rank's share of the state: {share:.0f} MiB")

@@ -35,7 +35,7 @@ def run(check: Check, output: Path, gpus: int, stand_in: bool) -> dict[str, Any]
     report, log = output / f"{check.name}.xml", output / f"{check.name}.log"
     if check.is_test:
         arguments.append(f"--junitxml={report.resolve()}")
-    command = [*RUN, *([STAND_IN] if stand_in else []), *arguments]
+    command = [*RUN, *([STAND_IN] if stand_in and check.emulated else []), *arguments]
     start, code = time.monotonic(), 0
     with log.open("w") as file:
         try:

@@ -14,9 +14,10 @@ class Check:
         name: unique.
         question: what its result answers.
         arguments: of `python -m`.
-        tiny: what the stand-in adds to them, and by that takes the place of sizes; None: it can't run there.
+        tiny: what is added to them where there is no GPU, and by that takes the place of sizes; None: it can't run there.
         minutes: its limit.
         ranks: makes the arguments that depend on the number of GPUs.
+        emulated: whether it needs emulated kernels where there is no GPU; vLLM has its own build for CPUs.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Check:
     tiny: Sequence[str] | None
     minutes: float = 3
     ranks: Callable[[int], list[str]] = field(default=lambda gpus: [])
+    emulated: bool = True
 
     @property
     def is_test(self) -> bool:
@@ -38,9 +40,25 @@ def _tests(name: str, question: str, tiny: str | None = None, minutes: float = 3
     return Check(f"tests_{name}", question, arguments, None if tiny is None else ["-k", tiny], minutes)
 
 
-def _benchmark(name: str, question: str, sizes: str, tiny: str | None, minutes: float = 3) -> Check:
-    arguments = [f"benchmarks.{name}", *sizes.split()]
-    return Check(name, question, arguments, None if tiny is None else tiny.split(), minutes)
+def _benchmark(
+    name: str,
+    question: str,
+    sizes: str,
+    tiny: str | None,
+    minutes: float = 3,
+    gpus: str | None = None,
+    emulated: bool = True,
+) -> Check:
+    """A module of `benchmarks`; `gpus`: the option that takes the number of GPUs."""
+    return Check(
+        name,
+        question,
+        [f"benchmarks.{name}", *sizes.split()],
+        None if tiny is None else tiny.split(),
+        minutes,
+        lambda count: [] if gpus is None else [gpus, str(count)],
+        emulated,
+    )
 
 
 CHECKS = (
@@ -61,25 +79,46 @@ CHECKS = (
         "--tokens 65536 --hidden 2560",
         "--tokens 64 --vocabulary 128 --hidden 16",
     ),
-    Check(
+    _benchmark(
         "checkpoints",
         "How long does training stand still for a save, and what memory does a rank need for it?",
-        ["benchmarks.checkpoints"],
-        ["--ranks", "1"],
-        ranks=lambda gpus: ["--ranks", str(gpus)],
+        "",
+        "--ranks 2",
+        gpus="--ranks",
     ),
     _benchmark(
         "train_step",
         "How fast are steps beside transformers, and do short ones wait for the host?",
         "--size 4B --layers 18 --lengths 4096 8192 32768 65536 --steps 3",
         "--size 5M --layers 1 --lengths 64 --fp8 tensorwise --steps 1",
-        8,
+        minutes=8,
+    ),
+    _benchmark(
+        "layouts",
+        "Which split of long documents, and which recomputation of experts?",
+        "",
+        "--ranks 2 --tiny --layers 1 --lengths 64 --steps 1",
+        minutes=6,
+        gpus="--ranks",
     ),
     _benchmark(
         "scoring",
         "How fast are documents scored, by Megatron and by vLLM?",
         "--size 0.6B --dtype bfloat16 --documents 64 --mean 4096 --longest 16384 --rounds 1 --long 65536",
-        None,
-        4,
+        "--size small --dtype float32 --documents 4 --mean 64 --longest 128 --long 256",
+        minutes=4,
+        emulated=False,
+    ),
+    _benchmark(
+        "engine_speed",
+        "How fast does vLLM write, and does the next engine start at once?",
+        "--size 4B",
+        "--size small --dtype float32 --batch 2 --tokens 8",
+        minutes=6,
+        gpus="--gpus",
+        emulated=False,
+    ),
+    _benchmark(
+        "environment", "What do processes find set, and have caches a place?", "", "", minutes=1, emulated=False
     ),
 )

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from benchmarks.gpu_suspicions import suspicion_lines
+
 # Columns of results whose names say enough, in their order; others are left to the JSON file.
 SHORT = 4
 
 
 def page(machine: Mapping[str, Any], checks: Mapping[str, tuple[str, Mapping[str, Any]]]) -> str:
-    """The whole page: hardware and software, a table of verdicts, and each check's numbers."""
+    """The whole page: hardware and software, a table of verdicts, what was suspected, and each check's numbers."""
     lines = ["# GPU check", ""]
     if machine["stand_in"]:
         lines += [
@@ -29,6 +31,8 @@ def page(machine: Mapping[str, Any], checks: Mapping[str, tuple[str, Mapping[str
     ]
     for name, (question, found) in checks.items():
         lines.append(f"| {name} | {question} | {summary_of(found)} | {found['seconds']} |")
+    results = {name: found for name, (_, found) in checks.items()}
+    lines += ["", "## What was suspected", "", *suspicion_lines(results)]
     for name, (_, found) in checks.items():
         lines += ["", f"## {name}", "", f"`python {found['command']}`", "", *_details(found)]
     return "\n".join(lines) + "\n"

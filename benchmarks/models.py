@@ -38,9 +38,9 @@ def qwen3(folder: Path, **fields: Any) -> HFModel:
     return HFModel(folder)
 
 
-def random_model(hf: HFModel, options: ModelOptions, length: int) -> list[Any]:
-    """The Megatron model with random weights, in one process."""
-    chunks = build_model(hf, ParallelConfig(), options, length)
+def random_model(hf: HFModel, options: ModelOptions, length: int, parallel: ParallelConfig | None = None) -> list[Any]:
+    """The Megatron model with random weights, in one process by default."""
+    chunks = build_model(hf, parallel or ParallelConfig(), options, length)
     torch.manual_seed(0)
     with torch.no_grad():
         for name, parameter in chunks[0].named_parameters():

@@ -6,3 +6,5 @@ METRICS = "metrics.jsonl"
 SAVES = "saves.jsonl"
 # Weights of the finished stage, and of the imported student.
 CHECKPOINT = "checkpoint"
+# Of a rehearsal: the stage has been killed on purpose.
+KILLED = ".killed"

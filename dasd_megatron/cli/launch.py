@@ -3,6 +3,7 @@
 examples:
   {prog} examples/toy/recipe.yaml
   {prog} examples/toy/recipe.yaml --dry-run
+  {prog} examples/toy/recipe.yaml --rehearse
   {prog} examples/toy/recipe.yaml seed=2 run_dir=runs/toy-2
   {prog} examples/toy/recipe.yaml --only filter_low_temperature
   {prog} examples/toy/recipe.yaml --executor slurm --cluster examples/cluster.yaml --dry-run
@@ -24,9 +25,13 @@ def main(prog: str, arguments: Sequence[str]) -> int:
     """Entry point; returns the exit code."""
     parser = _parser(prog)
     args = parser.parse_intermixed_args(arguments)
+    if args.rehearse and (args.dry_run or args.only or args.detach or args.watch):
+        parser.error("--rehearse runs every step and waits for it: leave out --dry-run, --only, --detach and --watch")
     if args.executor == "local":
         if args.cluster or args.detach or args.watch or args.ship_changes:
             parser.error("--cluster, --detach, --watch and --ship-changes go with --executor slurm")
+        if args.rehearse:
+            return exit_code_of(lambda: _rehearse_here(args.recipe, args.overrides))
         return exit_code_of(lambda: run_here(args.recipe, args.overrides, args.dry_run, args.only))
     if args.watch and (args.dry_run or args.detach):
         parser.error("--watch follows jobs, and submits or prints none: leave out --dry-run and --detach")
@@ -47,6 +52,11 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "--dry-run",
         action="store_true",
         help="print the steps, what is done and, for Slurm, scripts and costs; run nothing",
+    )
+    parser.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="run every step on little data in RUN_DIR-rehearsal: does it work, how fast is it, what will the run cost?",
     )
     parser.add_argument(
         "--only",
@@ -89,6 +99,12 @@ def run_here(path: Path, overrides: Sequence[str], dry_run: bool = False, only: 
     return 0
 
 
+def _rehearse_here(path: Path, overrides: Sequence[str]) -> int:
+    from dasd_megatron.rehearsal.rehearse import rehearse_here
+
+    return rehearse_here(path, overrides)
+
+
 def _run_on_slurm(args: argparse.Namespace) -> int:
     """Submits, prints or follows the recipe's steps on a cluster. Returns the exit code."""
     warnings.filterwarnings("ignore", module="fastapi")  # of a library that NeMo-Run imports
@@ -100,5 +116,9 @@ def _run_on_slurm(args: argparse.Namespace) -> int:
         raise UserError(
             "--executor slurm needs NeMo-Run, which isn't installed: pip install dasd-megatron[launch]"
         ) from None
-    options = {name: value for name, value in vars(args).items() if name != "executor"}
+    options = {name: value for name, value in vars(args).items() if name not in ("executor", "rehearse")}
+    if args.rehearse:
+        from dasd_megatron.rehearsal.rehearse import rehearse_on_slurm
+
+        return rehearse_on_slurm(SubmitOptions(**options))
     return submit(SubmitOptions(**options))

@@ -65,6 +65,15 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
+def recipe_text(recipe: Recipe) -> str:
+    """The recipe with its overrides, as a recipe file.
+
+    Without defaults: there are settings that something else overrules unless they were written down, as a benchmark's own length
+    does with evaluation.max_tokens.
+    """
+    return yaml.safe_dump(recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
+
+
 def load_section(path: Path, kind: type[S], hint: str, overrides: Sequence[str] = ()) -> S:
     """What the YAML file `path` says, as `kind`. Raises UserError naming file, key and remedy; `hint` where it is no mapping."""
     content = _read(path, hint)

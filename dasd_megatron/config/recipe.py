@@ -18,6 +18,7 @@ from dasd_megatron.config.expected import ExpectedConfig
 from dasd_megatron.config.launch import LaunchConfig
 from dasd_megatron.config.models import ModelConfig
 from dasd_megatron.config.prompts import PromptsConfig
+from dasd_megatron.config.rehearsal import RehearsalConfig
 from dasd_megatron.config.sampling import EngineRole, EnginesConfig, SamplingConfig
 from dasd_megatron.config.stages import MixedPolicyConfig, MixedPolicyStageConfig, SampledStageConfig, StageConfig
 from dasd_megatron.config.training import LoggingConfig, MemoryConfig, ParallelConfig, TrainingConfig
@@ -103,6 +104,9 @@ class Recipe(Config):
 
     logging: LoggingConfig = LoggingConfig()
     """Where the metrics of training go."""
+
+    rehearsal: RehearsalConfig | None = None
+    """What makes this the recipe of a rehearsal."""
 
     @model_validator(mode="after")
     def _possible(self) -> Recipe:

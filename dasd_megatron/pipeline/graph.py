@@ -31,6 +31,7 @@ from dasd_megatron.evaluation.grade_step import GradeConfig
 from dasd_megatron.models.hf_config import check_model_folder, read_config
 from dasd_megatron.models.parallel_layout import check_layout
 from dasd_megatron.pipeline.registered_names import check_named_parts
+from dasd_megatron.pipeline.rehearsal_steps import RehearsalSteps
 from dasd_megatron.pipeline.step_builder import Source
 from dasd_megatron.pipeline.teacher_steps import TeacherSteps
 from dasd_megatron.report.report import ReportConfig
@@ -71,7 +72,7 @@ def find_step(steps: Mapping[str, Step], name: str, recipe: Path) -> Step:
     return steps[name]
 
 
-class _GraphBuilder(TeacherSteps):
+class _GraphBuilder(RehearsalSteps, TeacherSteps):
     def _check(self) -> None:
         recipe = self.recipe
         check_model_folder("teacher.model", recipe.teacher.model)
@@ -125,12 +126,16 @@ class _GraphBuilder(TeacherSteps):
             else:
                 assert selected is not None  # the recipe's own check
                 packs = self._mixed_policy_data(stage, selected, exported)
+            if recipe.rehearsal is not None:
+                packs = self.worst_case_packs(stage)
             assert checkpoint is not None
             checkpoint = self._train(stage, packs, checkpoint, recipe.seed + index)
             inputs: dict[str, Source] = {"checkpoint": checkpoint, "model": self.student}
             exported = models[stage.name] = self._export(stage, inputs)
         if recipe.evaluation.teacher:
             models[TEACHER] = self.teacher
+        if recipe.rehearsal is not None:
+            self.add_probes(recipe.rehearsal)
         self._evaluate(models)
         for name in recipe.launch.steps:
             if name not in self.steps:
@@ -269,6 +274,7 @@ class _GraphBuilder(TeacherSteps):
             training=stage.training.applied_to(recipe.training),
             isolate_documents=recipe.packing.isolate_documents,
             seed=seed,
+            kill_after=self.kill_after(stage),
             parallel=recipe.parallel,
             memory=recipe.memory,
             tracking=TrackingConfig(

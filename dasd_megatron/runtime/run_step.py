@@ -21,7 +21,7 @@ from dasd_megatron.pipeline.graph import build_steps, find_step
 from dasd_megatron.runtime.filter_preview import FilterPreview
 from dasd_megatron.runtime.git_source import source_of_this_code
 from dasd_megatron.runtime.shard_queue import LeasedShards, run_shards
-from dasd_megatron.steps.step import POLL, ShardedStepKind, Step, StepContext
+from dasd_megatron.steps.step import POLL, Ranks, ShardedStepKind, Step, StepContext
 from dasd_megatron.utils.caches import use_writable_caches
 from dasd_megatron.utils.child_process import die_with_launcher
 from dasd_megatron.utils.errors import Stopped, UserError
@@ -137,10 +137,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         use_writable_caches(os.environ)
         if args.replica:
             run_replica(step, args.attempt)
-            exit_at_once()  # all is on disk; taking an engine down in order costs seconds
         else:
             command = ["-m", RUN_STEP, str(args.recipe), args.step, *args.overrides]
             run_step(step, command, args.attempt, FilterPreview.of(step, steps.values()))
+        if not isinstance(step.processes, Ranks):
+            exit_at_once()  # all is on disk; taking an engine down in order costs seconds
     except UserError as error:
         if os.environ.get("RANK", "0") != "0":
             time.sleep(RANK_0_FIRST)

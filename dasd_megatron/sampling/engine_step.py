@@ -41,6 +41,19 @@ class EngineWork:
     decoded: Documents | None = None
 
 
+@dataclass(frozen=True)
+class EngineHours:
+    """Of an engine step, by what limits them.
+
+    Attributes:
+        computing: FLOP/s, in forward passes over prompts and what is scored.
+        decoding: memory bandwidth.
+    """
+
+    computing: float = 0.0
+    decoding: float = 0.0
+
+
 class EngineStepKind(ShardedStepKind[E]):
     """A step whose shards are shared out among engine replicas."""
 
@@ -67,11 +80,15 @@ class EngineStepKind(ShardedStepKind[E]):
         return "training" if config.engine.name == "megatron" else None
 
     def hours(self, config: E, inputs: InputEstimates, gpu: GpuName | None, processes: int) -> float | None:
-        """Forward passes, limited by FLOP/s, and then decoding, limited by memory bandwidth (decoding_speed.py), shared out
-        among the engines that get a shard. Those are full to the end, where they wait for the last ones' longest responses.
-        Nothing is known of servers elsewhere."""
+        """Nothing is known of servers elsewhere."""
         if gpu is None or self.runs_elsewhere(config):
             return None
+        found = self.hours_by_limit(config, inputs, gpu, processes)
+        return found.computing + found.decoding
+
+    def hours_by_limit(self, config: E, inputs: InputEstimates, gpu: GpuName, processes: int) -> EngineHours:
+        """Forward passes, limited by FLOP/s, and then decoding, limited by memory bandwidth (decoding_speed.py), shared out
+        among the engines that get a shard. Those are full to the end, where they wait for the last ones' longest responses."""
         expected, shards = inputs.expected, inputs.own_shards()
         folder = inputs.model_folder("model")
         shape, engines = model_shape(folder), min(processes, shards)
@@ -92,7 +109,7 @@ class EngineStepKind(ShardedStepKind[E]):
             )
             decoding = asked.count * asked.response / (engines * rate) / 3600
         gpus = engines * config.engine.gpus
-        return hours(flops / 3, gpus, gpu, expected.mfu) + decoding  # a forward pass is a third
+        return EngineHours(hours(flops / 3, gpus, gpu, expected.mfu), decoding)  # a forward pass is a third
 
 
 def open_engine(context: StepContext[E]) -> Engine:

@@ -70,6 +70,9 @@ class ClusterConfig(Config):
     gpu: GpuName = "h100"
     """Which they are: what a dry run's GPU-hours are estimated for."""
 
+    gpu_hour_price: float | None = Field(None, gt=0)
+    """Of one GPU for an hour, in whatever currency: a rehearsal then says what a run costs."""
+
     images: dict[str, str] = {}
     """Containers (pyxis) by the name that recipes give them (launch.*.image): a .sqsh file, or an image of a registry as
     enroot writes it. Without any, steps run on the nodes' own environment."""

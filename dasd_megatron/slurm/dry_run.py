@@ -14,6 +14,7 @@ from dasd_megatron.slurm.cluster_config import ClusterConfig
 from dasd_megatron.slurm.experiment import StepJob, build
 from dasd_megatron.steps.cost_estimate import Cost
 from dasd_megatron.steps.step import Step
+from dasd_megatron.utils.text_table import text_table
 
 # Stands for the experiment's name, which has the time of submission in it.
 EXPERIMENT = "{name}_TIME"
@@ -58,7 +59,8 @@ def plan(recipe: Recipe, jobs: Sequence[StepJob], cluster: ClusterConfig) -> lis
     """The jobs with their costs as a table, the costs in all, and what was taken for granted; lines of text."""
     costs = Costs(recipe, cluster.gpu)
     planned = [(job, costs.of(job.step, job.resources)) for job in jobs]
-    table = _aligned([HEADER, *(_row(job, cost) for job, cost in planned)])
+    words = [HEADER.index(name) for name in WORDS]
+    table = text_table([HEADER, *(_row(job, cost) for job, cost in planned)], words)
     return [*table, "", *_totals(planned), "", *_assumptions(recipe, cluster)]
 
 
@@ -81,15 +83,6 @@ def _row(job: StepJob, cost: Cost) -> tuple[str, ...]:
 
 def _number(value: float | None, unit: float = 1.0, name: str = "") -> str:
     return "" if value is None else f"{value / unit:,.1f}{name}"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(_cell, HEADER, row, widths)).rstrip() for row in rows]
-
-
-def _cell(column: str, text: str, width: int) -> str:
-    return text.ljust(width) if column in WORDS else text.rjust(width)
 
 
 def _totals(planned: Sequence[tuple[StepJob, Cost]]) -> list[str]:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import nemo_run as run
-import yaml
 from nemo_run.config import get_nemorun_home
 from rich.console import Console
 
+from dasd_megatron.config.load import recipe_text
 from dasd_megatron.config.recipe import Recipe
 from dasd_megatron.planning.job_resources import JobResources, job_resources, time_limit
 from dasd_megatron.slurm.cluster_config import ClusterConfig
@@ -122,11 +122,6 @@ def build(
                 dependencies=list(job.after),
             )
     return built
-
-
-def recipe_text(recipe: Recipe) -> str:
-    """The recipe with its overrides and defaults, as a recipe file."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def _script(job: StepJob, cluster: ClusterConfig, folder: str, experiment: str) -> run.Script:

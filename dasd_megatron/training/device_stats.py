@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import sys
@@ -17,6 +18,11 @@ def memory_gib() -> float:
     """Peak memory of the rank that needs most: on a GPU the allocator's, else the process's. Called on every rank."""
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_resident_bytes()
     return all_reduce_max(peak)[0] / 2**30
+
+
+def host_memory_gib() -> float:
+    """Peak resident memory of a node's ranks, each taken for the largest of all. Called on every rank."""
+    return all_reduce_max(peak_resident_bytes())[0] * int(os.environ.get("LOCAL_WORLD_SIZE", "1")) / 2**30
 
 
 def peak_resident_bytes() -> int:

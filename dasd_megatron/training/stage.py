@@ -7,13 +7,13 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Never
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from dasd_megatron.artifacts.training_files import CHECKPOINT
+from dasd_megatron.artifacts.training_files import CHECKPOINT, KILLED
 from dasd_megatron.megatron_model.attention_backend import (
     attention_in_use,
     check_attention_variables,
@@ -30,11 +30,12 @@ from dasd_megatron.steps.step import StepContext
 from dasd_megatron.training.balance import shared_out
 from dasd_megatron.training.checkpoint.checkpoints import StepCheckpoints, save_weights
 from dasd_megatron.training.data import HeldOutPacks, PackDataset
-from dasd_megatron.training.device_stats import memory_gib, peak_flops
+from dasd_megatron.training.device_stats import host_memory_gib, memory_gib, peak_flops
 from dasd_megatron.training.gpu_environment import shown
 from dasd_megatron.training.gpu_libraries import check_gpu_libraries
 from dasd_megatron.training.lr_schedule import learning_rate
 from dasd_megatron.training.metrics_log import MetricsLog
+from dasd_megatron.training.out_of_memory import memory_or_error
 from dasd_megatron.training.precision_check import check_precision
 from dasd_megatron.training.step_profiler import StepProfiler
 from dasd_megatron.training.train_step_config import TrainConfig
@@ -51,7 +52,11 @@ def train(context: StepContext[TrainConfig]) -> dict[str, Any]:
     check_gpu_libraries(hf.shape.sinks)
     check_attention_variables()
     check_precision(config.training, context_length)
-    with stop_requests() as stop, process_groups(config.parallel, config.seed):
+    with (
+        stop_requests() as stop,
+        process_groups(config.parallel, config.seed),
+        memory_or_error(context.name, context_length),
+    ):
         return TrainingStage(context, hf).run(stop)
 
 
@@ -108,10 +113,11 @@ class TrainingStage:
         if not (self.folder / CHECKPOINT).is_dir():
             save_weights(self.chunks, self.hf, self.folder / CHECKPOINT)
         checkpoints.end()
-        lines = log.read()
+        lines, host_memory = log.read(), host_memory_gib()
         return {
             "counts": {"steps": self.steps, "packs": len(self.packs), "tokens": sum(line["tokens"] for line in lines)},
             "final_loss": lines[-1]["loss"] if lines else None,
+            "host_memory_gib": round(host_memory, 3),
         }
 
     def _train(self, done: int, log: MetricsLog, checkpoints: StepCheckpoints, stop: StopRequest) -> Stopped | None:
@@ -131,6 +137,8 @@ class TrainingStage:
                 break
             if saved:
                 checkpoints.save(step)
+            if done == 0 and step == self.config.kill_after:
+                self._kill(step, checkpoints)
             # One collective a step: a signal that reached one rank stops all of them after the same step, and a checkpoint gets
             # its name only once no rank is writing.
             signal_number, writing = all_reduce_max(stop.signal_number, checkpoints.writing)
@@ -146,6 +154,17 @@ class TrainingStage:
                 )
         checkpoints.wait()
         return None
+
+    def _kill(self, step: int, checkpoints: StepCheckpoints) -> Never:
+        """Ends this rank, as all others, with a checkpoint on disk: as if their node were lost."""
+        checkpoints.wait()
+        dist.barrier()
+        if dist.get_rank() == 0:
+            print(f"{self.name}: killed after step {step}, to see it resume", file=sys.stderr, flush=True)
+            (self.folder / KILLED).touch()
+        dist.barrier()
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("unreachable")
 
     def _describe_gpu(self) -> None:
         """What the stage runs on, and what it found set."""

@@ -26,3 +26,5 @@ class TrainConfig(StepConfig):
     parallel: ExecutionOnly[ParallelConfig] = ParallelConfig()
     memory: ExecutionOnly[MemoryConfig] = MemoryConfig()
     tracking: ExecutionOnly[TrackingConfig] = TrackingConfig()
+    # Of a rehearsal: every rank ends by SIGKILL after this step, once, so that the stage has to resume.
+    kill_after: ExecutionOnly[int | None] = None

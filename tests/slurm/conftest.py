@@ -61,6 +61,20 @@ class Site:
         out, errors = process.communicate(timeout=600)
         return process.returncode, out, errors
 
+    @contextlib.contextmanager
+    def without_folder(self, folder: Path) -> Iterator[None]:
+        """A node that has a file system of its own in the place of `folder`; jobs go there."""
+        node = self.cluster.nodes[0]
+        self.cluster.stop_node(node)
+        own = f'mount -t tmpfs tmpfs {folder} && exec "$@"'
+        self.cluster.start_node(node, "unshare", "--mount", "sh", "-c", own, "sh")
+        self.cluster.wait_for(lambda: self.cluster.states()[node] == "idle", "idle node")
+        self.settings["sbatch"] = {"nodelist": node}
+        try:
+            yield
+        finally:
+            self.cluster.stop_node(node)
+
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:

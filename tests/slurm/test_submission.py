@@ -215,16 +215,10 @@ def test_git_that_refuses_the_clone(site: Site, tmp_path: Path) -> None:
 
 
 def test_a_run_folder_that_nodes_do_not_share(site: Site, tmp_path: Path) -> None:
-    """node1 has a file system of its own in its place."""
     folder = tmp_path / "run"
     folder.mkdir()
-    node = site.cluster.nodes[0]
-    site.cluster.stop_node(node)
-    site.cluster.start_node(node, "unshare", "--mount", "sh", "-c", f'mount -t tmpfs tmpfs {folder} && exec "$@"', "sh")
-    site.cluster.wait_for(lambda: site.cluster.states()[node] == "idle", "idle node")
-    site.settings["sbatch"] = {"nodelist": node}
-    code, out, errors = site.finish(*small_run(folder), *PROMPTS)
-    site.cluster.stop_node(node)
+    with site.without_folder(folder):
+        code, out, errors = site.finish(*small_run(folder), *PROMPTS)
     assert code == 2, out + errors
     assert f"error: {folder}: not the run folder that this run was submitted with: {SUBMISSION} isn't there on" in out
     assert "choose a run_dir on a file system that all nodes mount" in out

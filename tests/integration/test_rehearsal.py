@@ -1,0 +1,120 @@
+"""`dasd launch --rehearse` on this machine: what works is measured, and what can't work is found, with one message."""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dasd_megatron.artifacts.artifact import Artifact
+from dasd_megatron.config.load import load_recipe
+from dasd_megatron.pipeline.graph import build_steps
+from dasd_megatron.rehearsal.rehearsed_recipe import SAVE_EVERY, STEPS
+from tests.conftest import ROOT, TOY
+
+RECIPE = str(TOY / "recipe.yaml")
+# The reference engine starts faster than vLLM.
+QUICK = ["engine.name=transformers", "engine.max_batch=64", "launch.replicas=1", "evaluation.temperatures=[0, 1.0]"]
+
+
+def rehearse(folder: Path, *overrides: str, memory: int | None = None) -> subprocess.CompletedProcess[str]:
+    """`memory`: address space of each process, in bytes."""
+
+    def limit() -> None:
+        if memory is not None:
+            resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+
+    command = [sys.executable, "tools/launch.py", RECIPE, *QUICK, f"run_dir={folder / 'run'}", *overrides, "--rehearse"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, preexec_fn=limit)
+
+
+@pytest.mark.full
+def test_a_rehearsal_measures_and_concludes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = rehearse(tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert not (tmp_path / "run").exists()
+    folder = tmp_path / "run-rehearsal"
+    monkeypatch.chdir(ROOT)
+    steps = build_steps(load_recipe(folder / "recipe.yaml"))
+    assert all(step.done for step in steps.values())
+
+    # Saved, killed, and resumed from what was saved.
+    assert f"train_low_temperature: killed after step {SAVE_EVERY + 1}, to see it resume" in done.stderr
+    stage = steps["train_low_temperature"].folder
+    assert [json.loads(line)["step"] for line in (stage / "metrics.jsonl").read_text().splitlines()] == [
+        *range(1, STEPS + 1)
+    ]
+    assert [json.loads(line)["step"] for line in (stage / "saves.jsonl").read_text().splitlines()] == [3, 6]
+    packs = Artifact(steps["worst_case_packs_low_temperature"].folder)
+    lengths = sorted(len(row["document_lengths"]) for row in packs.rows("packs", ["document_lengths"]))
+    assert lengths[0] == 1
+    assert lengths[-1] > 16
+
+    out = done.stdout
+    assert "verdict: every step works" in out
+    for row in ("teacher: decodes, an engine", "scorer: scores, an engine", "training: memory of the fullest rank"):
+        assert re.search(rf"^{row} +[\d,.]+ (tokens/s|GiB)", out, re.MULTILINE), row
+    hours = re.search(r"^hours: ([\d.]+), one step after another$", out, re.MULTILINE)
+    assert hours is not None
+    assert 0 < float(hours[1]) < 5
+    pasted = yaml.safe_load(out.partition("plans with it:\n")[2].partition("verdict:")[0])["expected"]
+    assert 20 < pasted["response_tokens"] < 160
+    load_recipe(Path(RECIPE), [f"expected={json.dumps(pasted)}"])
+
+    again = rehearse(tmp_path)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert again.stdout.count(": done before") == len(steps)
+    assert "verdict: every step works" in again.stdout
+
+
+def check_found(done: subprocess.CompletedProcess[str], message: str) -> None:
+    """One error, and no traceback."""
+    assert done.returncode == 2, done.stdout[-2000:] + done.stderr[-2000:]
+    assert message in done.stderr
+    assert len(re.findall("^error: ", done.stderr, re.MULTILINE)) == 1, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
+    assert "verdict: every step works" not in done.stdout
+
+
+def test_a_tokenizer_without_template(tmp_path: Path) -> None:
+    student = shutil.copytree(TOY / "student", tmp_path / "student")
+    (student / "chat_template.jinja").unlink()
+    done = rehearse(tmp_path, f"student.model={student}")
+    check_found(done, "chat template")
+
+
+def test_an_engine_that_cannot_load(tmp_path: Path) -> None:
+    teacher = shutil.copytree(TOY / "teacher", tmp_path / "teacher")
+    weights = teacher / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:10_000])
+    done = rehearse(tmp_path, f"teacher.model={teacher}")
+    check_found(done, str(weights))
+
+
+def test_a_server_that_refuses(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    servers = f"engine.teacher={{name: server, server: {{endpoints: ['{address}'], patience: 2}}}}"
+    check_found(rehearse(tmp_path, servers), address)
+
+
+def test_a_full_disk(tmp_path: Path, small_disk: Callable[[str], Path]) -> None:
+    done = rehearse(small_disk("64k"))
+    check_found(done, "the disk is full; free some space and run the same command again")
+
+
+@pytest.mark.full
+def test_too_little_memory_for_the_longest_pack(tmp_path: Path) -> None:
+    """Found by the packs that need most, whatever lengths the first responses have."""
+    done = rehearse(tmp_path, "packing.context_length=65536", memory=8 << 30)
+    check_found(done, "train_low_temperature: out of memory, with packs of 65,536 tokens")
+    assert "raise parallel.context, tensor or pipeline, or set memory.recompute" in done.stderr

@@ -1,0 +1,50 @@
+"""`dasd launch --rehearse` on two nodes: the run's jobs, and what only a cluster can do wrong."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from dasd_megatron.runtime.submission_record import SUBMISSION
+from tests.integration.test_rehearsal import QUICK, RECIPE
+from tests.slurm.conftest import Site
+
+
+def rehearse(site: Site, folder: Path, *overrides: str) -> tuple[int, str, str]:
+    return site.finish(RECIPE, *QUICK, f"run_dir={folder}", *overrides, "--rehearse")
+
+
+@pytest.mark.full
+def test_a_rehearsal_on_two_nodes(site: Site, tmp_path: Path) -> None:
+    """It works but for the grace period, which is shorter than a step and a save."""
+    site.settings["gpu_hour_price"] = 2.0
+    code, out, errors = rehearse(site, tmp_path / "run", "launch.training.nodes=2", "launch.grace_period_seconds=1")
+    assert code == 2, out[-3000:] + errors[-3000:]
+    (message,) = re.findall("^to change: .*", out, re.MULTILINE)
+    assert "told to stop 1 s before its time limit; set launch.grace_period_seconds to " in message
+    lines = site.cluster.run("sacct", "-n", "-X", "-P", "-D", "-o", "JobName%100,State,NodeList").splitlines()
+    stage = [line.partition("|")[2] for line in lines if ".train_low_temperature|" in line]
+    assert len(stage) == 2, stage  # killed, queued again, and ended
+    assert stage[-1] == "COMPLETED|node[1-2]"
+    assert re.search("^hours: [0-9.]+, where each step starts once what it reads is there$", out, re.MULTILINE)
+
+
+def test_a_wrong_image(site: Site, tmp_path: Path) -> None:
+    site.settings["images"] = {"training": "/images/absent.sqsh", "sampling": "/images/absent.sqsh"}
+    code, out, errors = rehearse(site, tmp_path / "run")
+    assert code == 2
+    assert errors.count("error: ") == 1
+    assert "/images/absent.sqsh: no such image on this machine" in errors
+    assert "Traceback" not in out + errors
+
+
+def test_a_node_that_does_not_see_the_run_folder(site: Site, tmp_path: Path) -> None:
+    folder = tmp_path / "run-rehearsal"
+    folder.mkdir()
+    with site.without_folder(folder):
+        code, out, errors = rehearse(site, tmp_path / "run")
+    assert code == 2, out + errors
+    assert f"error: {folder}: not the run folder that this run was submitted with: {SUBMISSION} isn't there on" in out
+    assert "choose a run_dir on a file system that all nodes mount" in out

@@ -174,7 +174,10 @@ def _request(config: ProbeConfig, tokenizer: ChatTokenizer, prompt_ids: list[int
 
 
 def decode_while_full(engine: Engine, asked: Sequence[Request]) -> Decoded:
-    """Responses to all requests, measured until the last one is taken; more requests than the engine decodes together."""
+    """Responses to all requests, measured until the last one is taken; more requests than the engine decodes together.
+
+    Of an engine that takes all of them before it decodes, as the reference does, all is measured.
+    """
     taken, start, end, in_flight = 0, 0.0, 0.0, 0
 
     def taking() -> Iterator[Request]:
@@ -193,9 +196,12 @@ def decode_while_full(engine: Engine, asked: Sequence[Request]) -> Decoded:
             if not end:
                 before += lengths[-1]
             sequences.append([*asked[number].prompt_ids, *sample.token_ids.tolist()])
+    seconds, tokens = end - start, before + in_flight
+    if not tokens:
+        seconds, tokens = time.monotonic() - start, sum(lengths)
     return Decoded(
-        seconds=end - start,
-        tokens=before + in_flight,
+        seconds=seconds,
+        tokens=tokens,
         prompt_tokens=float(np.mean([len(request.prompt_ids) for request in asked])),
         response_tokens=float(np.mean(lengths)),
         sequences=list(_until_enough(sequences)),

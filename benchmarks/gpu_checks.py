@@ -97,7 +97,7 @@ CHECKS = (
         "layouts",
         "Which split of long documents, and which recomputation of experts?",
         "",
-        "--ranks 2 --tiny --layers 1 --lengths 64 --steps 1",
+        "--ranks 2 --tiny --layers 1 --lengths 32 --steps 1",
         minutes=6,
         gpus="--ranks",
     ),

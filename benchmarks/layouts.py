@@ -48,10 +48,8 @@ TINY = {
     "num_key_value_heads": 2,
     "head_dim": 8,
     "vocab_size": 128,
-    "moe_intermediate_size": 16,
-    "num_experts": 4,
-    "num_experts_per_tok": 2,
 }
+FEW_EXPERTS = {"moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}
 
 
 def layouts(ranks: int) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -81,8 +79,9 @@ def rank(folder: Path, told: dict[str, Any]) -> None:
     training = TrainingConfig(precision="bf16", global_batch=parallel.data)
     rows = []
     with process_groups(parallel, 0):
-        fields = EXPERTS if told["experts"] else DENSE
-        fields = {**fields, **(TINY if told["tiny"] else {}), "num_hidden_layers": told["layers"]}
+        fields = {**(EXPERTS if told["experts"] else DENSE), "num_hidden_layers": told["layers"]}
+        if told["tiny"]:
+            fields |= {**TINY, **(FEW_EXPERTS if told["experts"] else {})}
         hf = qwen3(folder / f"hf-{dist.get_rank()}", **fields)
         chunks = random_model(hf, ModelOptions.of(training, memory), max(told["lengths"]), parallel)
         trainer = Trainer(chunks, hf, parallel, training, memory)
@@ -100,8 +99,8 @@ def rank(folder: Path, told: dict[str, Any]) -> None:
             by_gpu = length * parallel.data / seconds / parallel.world_size
             row = {"tokens": length, "ms": 1e3 * seconds, "tokens_per_second_a_gpu": by_gpu, "gib": memory_gib()}
             rows.append(row)
-    if dist.get_rank() == 0:
-        (folder / "rows.json").write_text(json.dumps(rows))
+        if dist.get_rank() == 0:
+            (folder / "rows.json").write_text(json.dumps(rows))
 
 
 def main() -> int:

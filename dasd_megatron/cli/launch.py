@@ -25,8 +25,8 @@ def main(prog: str, arguments: Sequence[str]) -> int:
     """Entry point; returns the exit code."""
     parser = _parser(prog)
     args = parser.parse_intermixed_args(arguments)
-    if args.rehearse and (args.dry_run or args.only or args.detach or args.watch):
-        parser.error("--rehearse runs every step and waits for it: leave out --dry-run, --only, --detach and --watch")
+    if args.rehearse and (args.dry_run or args.only or args.detach):
+        parser.error("--rehearse runs every step and waits for it: leave out --dry-run, --only and --detach")
     if args.executor == "local":
         if args.cluster or args.detach or args.watch or args.ship_changes:
             parser.error("--cluster, --detach, --watch and --ship-changes go with --executor slurm")

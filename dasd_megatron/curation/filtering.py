@@ -28,10 +28,10 @@ from dasd_megatron.models.hf_config import max_positions
 from dasd_megatron.sampling.responses import RESPONSES
 from dasd_megatron.steps.cost_estimate import FILTERED as FILTERED_BYTES
 from dasd_megatron.steps.cost_estimate import Cost, Documents, InputEstimates, pass_through_cost
+from dasd_megatron.steps.empty_result import refuse_empty
 from dasd_megatron.steps.step import ShardWork, StepConfig, StepContext
 from dasd_megatron.tokenization.response_format import response_format, response_tokens
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer, open_tokenizer
-from dasd_megatron.utils.errors import UserError
 
 # Of each response that is kept, what is added to its row (sampling/responses.py). `text` is the canonical text from here on;
 # *_starts are byte offsets in it (see Response and byte_spans).
@@ -119,9 +119,10 @@ class FilterStep(DataStepKind[FilterConfig]):
         for table in context.output.tables("dropped", ["reason"]):
             reasons.update(table["reason"].to_pylist())
         if not kept:
-            raise UserError(
+            refuse_empty(
+                context.config,
                 f"{context.name}: not one response passed the filters (dropped: {dict(reasons)}); see the reasons in "
-                f"{context.output.path}/dropped-*.parquet, and raise sampling.max_tokens or loosen filters"
+                f"{context.output.path}/dropped-*.parquet, and raise sampling.max_tokens or loosen filters",
             )
         return {"counts": {"responses": kept, "dropped": reasons.total()}, "dropped": dict(reasons)}
 

@@ -22,6 +22,7 @@ from dasd_megatron.curation.data_step import DataStepKind
 from dasd_megatron.curation.documents import DocumentIndex, DocumentTokens, read_documents
 from dasd_megatron.sampling.seeds import sample_chance, sample_seed
 from dasd_megatron.steps.cost_estimate import PACKED, Cost, InputEstimates, Packs
+from dasd_megatron.steps.empty_result import refuse_empty
 from dasd_megatron.steps.step import ShardWork, StepConfig, StepContext
 from dasd_megatron.utils.errors import UserError
 
@@ -95,12 +96,13 @@ class PackStep(DataStepKind[PackStepConfig]):
         """Documents, packs and tokens, and how full the packs are."""
         counts = _counts(context, self.table)
         if not counts["packs"]:
-            raise UserError(f"{context.name}: there is no response to train on; the filters dropped every one of them")
+            message = f"{context.name}: there is no response to train on; the filters dropped every one of them"
+            refuse_empty(context.config, message)
         length = context.config.context_length
         return {
             "counts": counts,
             "context_length": length,
-            "fill": counts["tokens"] / (counts["packs"] * length),
+            "fill": counts["tokens"] / (counts["packs"] * length or 1),
             **_held_out_facts(context),
             **_off_policy_facts(context),
         }

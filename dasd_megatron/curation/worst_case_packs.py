@@ -28,6 +28,8 @@ class WorstCasePacksConfig(StepConfig):
     global_batch: Positive
     steps: Positive
     seed: int
+    # See `rehearsal.setting` in the recipe: the stage that reads the packs runs again where it has changed.
+    setting: str
 
 
 class WorstCasePacksStep(StepKind[WorstCasePacksConfig]):

@@ -127,7 +127,7 @@ class _GraphBuilder(RehearsalSteps, TeacherSteps):
                 assert selected is not None  # the recipe's own check
                 packs = self._mixed_policy_data(stage, selected, exported)
             if recipe.rehearsal is not None:
-                packs = self.worst_case_packs(stage)
+                packs = self.worst_case_packs(stage, recipe.rehearsal)
             assert checkpoint is not None
             checkpoint = self._train(stage, packs, checkpoint, recipe.seed + index)
             inputs: dict[str, Source] = {"checkpoint": checkpoint, "model": self.student}
@@ -220,6 +220,7 @@ class _GraphBuilder(RehearsalSteps, TeacherSteps):
         answers = self.add(f"rollout_{stage.name}", "rollout", rollout, {"responses": selected, "model": student})
         continuation = ContinueConfig(
             **self.engine("teacher"),
+            may_be_empty=recipe.rehearsal is not None,
             model=recipe.teacher,
             student=recipe.student,
             sampling=recipe.sampling,
@@ -242,6 +243,7 @@ class _GraphBuilder(RehearsalSteps, TeacherSteps):
         recipe = self.recipe
         config = FilterConfig(
             threads=recipe.launch.threads,
+            may_be_empty=self.may_be_empty(stage),
             teacher=writer,
             student=recipe.student,
             filters=recipe.filters,
@@ -257,6 +259,7 @@ class _GraphBuilder(RehearsalSteps, TeacherSteps):
         recipe = self.recipe
         config = PackStepConfig(
             threads=recipe.launch.threads,
+            may_be_empty=self.may_be_empty(stage),
             context_length=recipe.packing.context_length,
             seed=recipe.seed,
             off_policy_ratio=None if off_policy is None else recipe.mixed_policy.off_policy_ratio,

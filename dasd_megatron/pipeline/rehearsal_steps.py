@@ -6,8 +6,6 @@ from dasd_megatron.config.rehearsal import RehearsalConfig
 from dasd_megatron.config.sampling import EngineRole
 from dasd_megatron.config.stages import StageConfig
 from dasd_megatron.curation.worst_case_packs import WorstCasePacksConfig
-from dasd_megatron.evaluation.benchmarks.benchmark import answer_settings
-from dasd_megatron.evaluation.benchmarks.registry import declared_benchmark
 from dasd_megatron.pipeline.step_builder import Source, StepBuilder
 from dasd_megatron.sampling.engine_probe import ProbeConfig
 from dasd_megatron.steps.step import Step
@@ -19,7 +17,7 @@ PROBLEMS = ("prompts", "response_prompts", "benchmark")
 class RehearsalSteps(StepBuilder):
     """Adds them."""
 
-    def worst_case_packs(self, stage: StageConfig) -> Step:
+    def worst_case_packs(self, stage: StageConfig, rehearsal: RehearsalConfig) -> Step:
         """What the stage trains on in place of its own packs, of which there are too few to tell anything."""
         recipe = self.recipe
         training = stage.training.applied_to(recipe.training)
@@ -29,6 +27,7 @@ class RehearsalSteps(StepBuilder):
             global_batch=training.global_batch,
             steps=training.total_steps(0),
             seed=recipe.seed,
+            setting=rehearsal.setting,
         )
         return self.add(f"worst_case_packs_{stage.name}", "worst_case_packs", config, {"model": self.student})
 
@@ -38,52 +37,41 @@ class RehearsalSteps(StepBuilder):
         first = training.save_every + 1
         return first if self.recipe.rehearsal is not None and first < (training.steps or 0) else None
 
+    def may_be_empty(self, stage: StageConfig) -> bool:
+        """Whether nothing may be left of a stage's data: in a rehearsal, where a student begins responses that hasn't learned how
+        they look."""
+        return self.recipe.rehearsal is not None and stage.kind == "mixed_policy"
+
     def add_probes(self, rehearsal: RehearsalConfig) -> None:
-        """One for each engine that the recipe's steps use."""
+        """One for each engine that the run's steps use."""
         problems = next(step for kind in PROBLEMS for step in self.steps.values() if step.kind.name == kind)
-        wanted = self._longest()
-        if self.scorer_is_student and "scorer" in wanted and "student" in wanted:
+        wanted = dict(rehearsal.longest)
+        together = self.scorer_is_student and {"scorer", "student"} <= wanted.keys()
+        if together:
             wanted["student"] = max(wanted["student"], wanted.pop("scorer"))
         for role, longest in wanted.items():
             inputs: dict[str, Source] = {"prompts": problems, "model": self.student}
             if role == "teacher":
                 inputs["model"] = self.teacher
-            if role == "scorer" or (self.scorer_is_student and role == "student" and self.recipe.stages):
+            if role == "scorer" or (role == "student" and together):
                 inputs["responses"] = next(step for step in self.steps.values() if step.kind.name == "filter")
-            config = ProbeConfig(
-                **self.engine(role),
-                role=role,
-                model=self.recipe.teacher if role == "teacher" else self.recipe.student,
-                engines=rehearsal.engines[role],
-                longest=longest,
-                seed=self.recipe.seed,
-            )
-            self.add(f"probe_{role}", "probe", config, inputs)
+            self._add_probe(role, longest, rehearsal, inputs)
+
+    def _add_probe(self, role: EngineRole, longest: int, rehearsal: RehearsalConfig, inputs: dict[str, Source]) -> None:
+        config = ProbeConfig(
+            **self.engine(role),
+            role=role,
+            model=self.recipe.teacher if role == "teacher" else self.recipe.student,
+            engines=rehearsal.engines[role],
+            longest=longest,
+            typical=rehearsal.typical.get(role),
+            scores=role in rehearsal.scores or "responses" in inputs,
+            setting=rehearsal.setting,
+            seed=self.recipe.seed,
+        )
+        self.add(f"probe_{role}", "probe", config, inputs)
 
     @property
     def scorer_is_student(self) -> bool:
         """Whether one engine does both, with the same settings."""
         return self.recipe.engine.of("scorer") == self.recipe.engine.of("student")
-
-    def _longest(self) -> dict[EngineRole, int]:
-        """Tokens of the longest sequence that each role's engine is asked for, of those that are used."""
-        recipe, found = self.recipe, dict[EngineRole, int]()
-
-        def asked(role: EngineRole, tokens: int) -> None:
-            found[role] = max(found.get(role, 0), tokens)
-
-        for stage in recipe.stages:
-            if stage.kind == "mixed_policy":
-                asked("teacher", recipe.sampling.max_tokens)
-                asked("student", recipe.packing.context_length)
-                continue
-            asked("scorer", recipe.packing.context_length)
-            if stage.responses is None:
-                asked("teacher", recipe.sampling.max_tokens)
-        for index, benchmark in enumerate(recipe.evaluation.benchmarks):
-            declared = declared_benchmark(benchmark, f"evaluation.benchmarks.{index}")
-            tokens = answer_settings(benchmark, declared, recipe.evaluation).max_tokens
-            asked("student", tokens)
-            if recipe.evaluation.teacher:
-                asked("teacher", tokens)
-        return found

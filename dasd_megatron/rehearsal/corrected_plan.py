@@ -14,6 +14,7 @@ from dasd_megatron.config.expected import ExpectedConfig
 from dasd_megatron.config.gpu_specs import GPU_SPECS, GpuName
 from dasd_megatron.config.recipe import Recipe
 from dasd_megatron.config.sampling import EngineConfig
+from dasd_megatron.config.stages import StageConfig
 from dasd_megatron.planning.estimates import Estimates, StepEstimates
 from dasd_megatron.rehearsal.engine_roles import role_of
 from dasd_megatron.rehearsal.machines import Machines
@@ -52,17 +53,24 @@ class StepPlan:
 
 
 def with_seen_lengths(recipe: Recipe, measured: Measurements) -> Recipe:
-    """The run's recipe with what the rehearsal has seen of lengths in place of what was expected."""
-    lengths = measured.lengths
+    """The run's recipe with what the rehearsal has seen of lengths, where it says nothing of them itself.
+
+    What it says may come from many more responses than the rehearsal's.
+    """
+    lengths, given = measured.lengths, recipe.expected.model_fields_set
     stages = [
         stage.model_copy(update={"expected_response_tokens": lengths.responses[stage.name]})
-        if stage.name in lengths.responses
+        if stage.name in lengths.responses and "response_tokens" not in given and _has_no_length(stage)
         else stage
         for stage in recipe.stages
     ]
     seen = {"prompt_tokens": lengths.prompt, "length_spread": lengths.spread, "response_tokens": mean_length(measured)}
-    known = {name: value for name, value in seen.items() if value is not None}
+    known = {name: value for name, value in seen.items() if value is not None and name not in given}
     return recipe.model_copy(update={"stages": stages, "expected": recipe.expected.model_copy(update=known)})
+
+
+def _has_no_length(stage: StageConfig) -> bool:
+    return stage.kind == "sampled" and stage.expected_response_tokens is None
 
 
 def mean_length(measured: Measurements) -> int | None:
@@ -114,6 +122,8 @@ class CorrectedPlan:
         return speed
 
     def _engine_step(self, step: Step, inputs: StepEstimates, assumed: EngineHours | None, gpus: int) -> StepPlan:
+        if step.kind.name == "turns":
+            raise Unknown("how fast two engines write in turns (mixed_policy.method=turns)")
         kind, speed = step.kind, self._speed(step)
         assert isinstance(kind, EngineStepKind)
         work = kind.work(step.config, inputs)
@@ -129,11 +139,11 @@ class CorrectedPlan:
     def _of_other_length(
         self, step: Step, inputs: StepEstimates, speed: EngineSpeed, documents: Documents, engines: int
     ) -> float:
-        """Speed at the lengths of the run, by that at the lengths of the probe."""
+        """Speed at the lengths of the run, by that at the lengths of the probe; 1 where nothing is known of the GPUs."""
         gpu: GpuName | None = self._machines.gpu
-        if gpu is None:
-            return 1.0
         engine: EngineConfig = step.config.engine  # type: ignore[attr-defined]
+        if gpu is None or engine.runs_elsewhere:
+            return 1.0
         folder = inputs.model_folder("model")
         shape = model_shape(folder)
         weights = weight_bytes(folder, shape, engine)
@@ -141,7 +151,7 @@ class CorrectedPlan:
         def rate(length: float, sequences: float) -> float:
             return tokens_per_second(shape, weights, engine, GPU_SPECS[gpu], length, sequences, mbu=1.0)
 
-        probed = rate(speed.prompt_tokens + speed.response_tokens / 2, engine.max_batch)
+        probed = rate(speed.length, speed.sequences)
         return rate(documents.length_while_written, documents.count / engines) / probed
 
     def _training(self, config: TrainConfig, inputs: StepEstimates, assumed: EngineHours | None, gpus: int) -> StepPlan:

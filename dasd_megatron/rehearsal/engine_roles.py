@@ -25,11 +25,11 @@ def role_of(step: Step) -> EngineRole | None:
     return None
 
 
-def engines_of(steps: Mapping[str, Step], count: Callable[[Step], int]) -> dict[EngineRole, int]:
-    """How many engines the steps of each role have side by side; `count`: a step's processes."""
-    found: dict[EngineRole, int] = {}
+def widest_steps(steps: Mapping[str, Step], processes: Callable[[Step], int]) -> dict[EngineRole, Step]:
+    """Of each role the step that has most engines side by side."""
+    found: dict[EngineRole, Step] = {}
     for step in steps.values():
         role = role_of(step)
-        if role is not None:
-            found[role] = max(found.get(role, 0), count(step))
+        if role is not None and (role not in found or processes(step) > processes(found[role])):
+            found[role] = step
     return found

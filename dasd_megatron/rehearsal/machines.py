@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+import socket
+import subprocess
 from dataclasses import dataclass
 from typing import Protocol
 
-from dasd_megatron.config.gpu_specs import GpuName
+from dasd_megatron.config.gpu_specs import GPU_SPECS, GpuName
 from dasd_megatron.config.recipe import Recipe
 from dasd_megatron.planning.job_resources import job_resources
-from dasd_megatron.runtime.replicas import replica_count
+from dasd_megatron.runtime.replicas import replica_count, visible_gpus
 from dasd_megatron.slurm.cluster_config import ClusterConfig
 from dasd_megatron.steps.step import Ranks, Replicas, Step
 
@@ -19,6 +22,10 @@ class Machines(Protocol):
     @property
     def gpu(self) -> GpuName | None:
         """The kind of GPU; None where there is none, or it isn't known."""
+
+    @property
+    def description(self) -> object:
+        """Of all that a rehearsal's numbers depend on, as JSON."""
 
     @property
     def side_by_side(self) -> bool:
@@ -43,6 +50,16 @@ class ThisMachine:
     side_by_side: bool = False
     gpu_hour_price: float | None = None
 
+    @classmethod
+    def found(cls) -> ThisMachine:
+        """With the kind of its GPUs, as far as that is known."""
+        return cls(_gpu_here())
+
+    @property
+    def description(self) -> object:
+        """Its name and GPUs."""
+        return [socket.gethostname(), self.gpu, len(visible_gpus())]
+
     def processes(self, step: Step) -> int:
         """Of a step."""
         match step.processes:
@@ -53,7 +70,12 @@ class ThisMachine:
         return 1
 
     def gpus(self, step: Step) -> int:
-        """Not known."""
+        """That the step uses."""
+        match step.processes if self.gpu else None:
+            case Ranks(world_size):
+                return world_size
+            case Replicas(_, gpus_each):
+                return gpus_each * self.processes(step)
         return 0
 
 
@@ -66,6 +88,7 @@ class ClusterNodes:
         self._recipe, self._cluster = recipe, cluster
         self.gpu: GpuName | None = cluster.gpu if cluster.gpus_per_node else None
         self.gpu_hour_price = cluster.gpu_hour_price
+        self.description: object = cluster.model_dump(mode="json")
 
     def processes(self, step: Step) -> int:
         """Of a step, on all its nodes."""
@@ -76,3 +99,12 @@ class ClusterNodes:
         """Of the job's nodes."""
         resources = job_resources(self._recipe, step, self._cluster.gpus_per_node)
         return resources.nodes * resources.gpus_per_node
+
+
+def _gpu_here() -> GpuName | None:
+    """By the driver's own tool; None without one, and for a GPU of another kind."""
+    if not visible_gpus() or shutil.which("nvidia-smi") is None:
+        return None
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    names = subprocess.run(command, capture_output=True, text=True).stdout.lower()
+    return next((gpu for gpu in GPU_SPECS if gpu in names), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,7 @@ from dasd_megatron.artifacts.artifact import Artifact
 from dasd_megatron.artifacts.training_files import METRICS, SAVES
 from dasd_megatron.config.recipe import Recipe
 from dasd_megatron.config.sampling import EngineRole
-from dasd_megatron.curation.worst_case_packs import worst_lengths
-from dasd_megatron.models.flops import training_flops
-from dasd_megatron.models.hf_config import read_config, shape_of
+from dasd_megatron.sampling.engine_probe import ProbeConfig
 from dasd_megatron.steps.step import Step
 from dasd_megatron.training.train_step_config import TrainConfig
 
@@ -30,8 +28,10 @@ class EngineSpeed:
 
     Attributes:
         startup: seconds from a step's start until its engine takes requests.
-        decoded, scored: tokens/s; decoded is 0 where a model only scores.
-        prompt_tokens, response_tokens: mean lengths while it decoded.
+        decoded, scored: tokens/s; 0 where the model only does the other.
+        length, sequences: mean tokens of a sequence while it decoded, and how many it had together.
+        prompt_tokens: mean.
+        scored_length: mean tokens of what it scored.
         longest: tokens of the longest sequence, which it took.
         host_memory_gib: of its processes.
     """
@@ -39,8 +39,10 @@ class EngineSpeed:
     startup: float
     decoded: float
     scored: float
+    length: float
+    sequences: int
     prompt_tokens: float
-    response_tokens: float
+    scored_length: float
     longest: int
     host_memory_gib: float
 
@@ -87,60 +89,72 @@ class Measurements:
 
 
 def measurements(recipe: Recipe, steps: Mapping[str, Step], walls: Mapping[str, float]) -> Measurements:
-    """Of a rehearsal's recipe, whose steps are done; `walls`: of steps, with the start of their processes, where it's known."""
-    seconds = {name: walls.get(name, float(Artifact(step.folder).manifest["seconds"])) for name, step in steps.items()}
+    """Of a rehearsal's recipe, whose steps are done.
+
+    `walls`: seconds of steps, by their folders, with the start of their processes, where it's known.
+    """
+    seconds = {
+        name: walls.get(step.folder.name, float(Artifact(step.folder).manifest["seconds"]))
+        for name, step in steps.items()
+    }
     probes = {name: step for name, step in steps.items() if step.kind.name == "probe"}
     engines = {step.config.role: _engine(step, seconds[name]) for name, step in probes.items()}  # type: ignore[attr-defined]
     if "student" in engines:  # one engine does both, unless the scorer has settings of its own
         engines.setdefault("scorer", engines["student"])
-    stage = next((step for step in steps.values() if step.kind.name == "train"), None)
-    training = None if stage is None else _training(recipe, stage, seconds[stage.name])
+    stages = [step for step in steps.values() if step.kind.name == "train"]
+    training = _training(stages, seconds[stages[0].name]) if stages else None
     return Measurements(seconds, engines, training, _lengths(recipe, steps, engines))
 
 
 def _engine(step: Step, seconds: float) -> EngineSpeed:
     means: dict[str, float] = Artifact(step.folder).manifest["probe"]
-    decoding, scoring = means["decoded_seconds"], means["scored_seconds"]
+    config, scoring = step.config, means["scored_seconds"]
+    assert isinstance(config, ProbeConfig)
+    length, sequences = means["prompt_tokens"] + means["response_tokens"] / 2, config.engine.max_batch
+    tokens, decoding = means["decoded_tokens"], means["decoded_seconds"]
+    if config.typical is not None and means["typical_tokens"]:
+        (length, sequences), tokens, decoding = config.typical, means["typical_tokens"], means["typical_seconds"]
     return EngineSpeed(
         startup=max(0.0, seconds - means["work_seconds"]),
-        decoded=means["decoded_tokens"] / decoding if decoding else 0.0,
-        scored=means["scored_tokens"] / scoring if scoring else 0.0,
+        decoded=tokens / decoding if decoding else 0.0,
+        scored=means["scored_tokens"] / scoring if means["scored_tokens"] else 0.0,
+        length=length,
+        sequences=sequences,
         prompt_tokens=means["prompt_tokens"],
-        response_tokens=means["response_tokens"],
+        scored_length=means["scored_tokens"] / (means["scored_sequences"] or 1),
         longest=int(means["longest"]),
         host_memory_gib=means["host_memory_gib"],
     )
 
 
-def _training(recipe: Recipe, step: Step, seconds: float) -> TrainingSpeed:
-    """The first step after a start isn't counted: it allocates, and compiles."""
-    lines = _lines(step, METRICS)
-    config = step.config
+def _training(stages: Sequence[Step], seconds: float) -> TrainingSpeed:
+    """Speed is the first stage's, memory and times are the worst of all. `seconds`: of the first stage."""
+    first = stages[0]
+    config, lines, warm = first.config, _lines(first, METRICS), _warm(first)
     assert isinstance(config, TrainConfig)
-    again = config.kill_after  # the first step after the resumption
-    warm = [line for line in lines if line["step"] not in (1, again)] or lines
-    mean = float(np.mean([line["seconds"] for line in warm]))
-    trained = sum(line["seconds"] for line in lines if line["step"] >= (again or 1))  # others were before the kill
+    taken = sum(line["seconds"] for line in warm)
+    flops = sum(line["tflops_per_gpu"] * line["seconds"] for line in warm) * 1e12 * config.parallel.world_size
+    # Steps before the kill were of the attempt before.
+    trained = sum(line["seconds"] for line in lines if line["step"] >= (config.kill_after or 1))
     mfus = [line["mfu"] for line in warm if "mfu" in line]
-    saves = _lines(step, SAVES)
+    every = [line for stage in stages for line in _lines(stage, METRICS)]
     return TrainingSpeed(
         startup=max(0.0, seconds - trained),
-        flops=_flops_of_a_step(recipe, config) / mean,
-        tokens=float(np.mean([line["tokens"] for line in warm])) / mean,
+        flops=flops / taken,
+        tokens=sum(line["tokens"] for line in warm) / taken,
         mfu=float(np.mean(mfus)) if mfus else None,
-        memory_gib=max(line["memory_gib"] for line in lines),
-        host_memory_gib=Artifact(step.folder).manifest["host_memory_gib"],
-        longest_step=max(line["seconds"] for line in lines),
-        longest_save=max((line["seconds"] for line in saves), default=0.0),
+        memory_gib=max(line["memory_gib"] for line in every),
+        host_memory_gib=max(Artifact(stage.folder).manifest["host_memory_gib"] for stage in stages),
+        longest_step=max(line["seconds"] for stage in stages for line in _warm(stage)),
+        longest_save=max((line["seconds"] for stage in stages for line in _lines(stage, SAVES)), default=0.0),
     )
 
 
-def _flops_of_a_step(recipe: Recipe, config: TrainConfig) -> float:
-    """Mean, of the model's FLOPs."""
-    shape, length = shape_of(read_config(recipe.student.model), recipe.student.model), recipe.packing.context_length
-    packs = [worst_lengths(length, number) for number in range(2)]
-    attended = packs if config.isolate_documents else [[length], [length]]
-    return config.training.global_batch * sum(training_flops(shape, pack) for pack in attended) / 2
+def _warm(stage: Step) -> list[dict[str, Any]]:
+    """Of a stage's steps those that aren't the first after a start: that one allocates, and compiles."""
+    assert isinstance(stage.config, TrainConfig)
+    lines = _lines(stage, METRICS)
+    return [line for line in lines if line["step"] not in (1, stage.config.kill_after)] or lines
 
 
 def _lines(step: Step, name: str) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,12 +15,13 @@ from dasd_megatron.artifacts.training_files import KILLED
 from dasd_megatron.config.load import load_recipe, recipe_text
 from dasd_megatron.config.recipe import Recipe
 from dasd_megatron.pipeline.graph import build_steps
-from dasd_megatron.rehearsal.engine_roles import engines_of
-from dasd_megatron.rehearsal.machines import Machines, ThisMachine
+from dasd_megatron.rehearsal.engine_roles import widest_steps
+from dasd_megatron.rehearsal.machines import ClusterNodes, Machines, ThisMachine
 from dasd_megatron.rehearsal.measurements import measurements
-from dasd_megatron.rehearsal.rehearsed_recipe import folder_of_rehearsal, rehearsed
+from dasd_megatron.rehearsal.rehearsed_recipe import rehearsed
+from dasd_megatron.rehearsal.run_needs import run_needs
 from dasd_megatron.rehearsal.verdict import print_verdict
-from dasd_megatron.runtime.local_runner import run_one
+from dasd_megatron.runtime.local_runner import check_not_on_a_cluster, run_one
 from dasd_megatron.steps.step import Step
 from dasd_megatron.utils.errors import UserError
 from dasd_megatron.utils.files import write_atomically, write_json
@@ -28,20 +30,21 @@ from dasd_megatron.utils.lease import hold
 if TYPE_CHECKING:
     from dasd_megatron.slurm.submit import SubmitOptions
 
-# In the rehearsal's run folder: its recipe, and the seconds of its steps with the start of their processes.
+# In the rehearsal's run folder: its recipe; the seconds of its steps, by their folders, with the start of their processes.
 RECIPE, SECONDS = "recipe.yaml", "seconds.json"
+INTERRUPTED = 130
 
 
 def rehearse_here(path: Path, overrides: Sequence[str]) -> int:
     """Rehearses on this machine. Returns the exit code."""
     recipe = load_recipe(path, overrides)
-    machines = ThisMachine()
-    file, own = _prepared(recipe, machines)
-    steps = build_steps(own)
-    busy = f"{own.run_dir}: another process is rehearsing this recipe; wait for it"
-    with hold(own.run_dir / ".lock", busy):
+    machines = ThisMachine.found()
+    own = recipe_of_rehearsal(recipe, machines)
+    with _alone(own):
+        check_not_on_a_cluster(own)
+        steps = build_steps(own)
         try:
-            walls = _run_all(file, steps)
+            walls = _run_all(_written(own), steps)
         except UserError as error:  # the step has said what is wrong
             print(f"verdict: {error}", file=sys.stderr)
             return 2
@@ -49,8 +52,7 @@ def rehearse_here(path: Path, overrides: Sequence[str]) -> int:
 
 
 def rehearse_on_slurm(options: SubmitOptions) -> int:
-    """Rehearses with jobs on a cluster. Returns the exit code."""
-    from dasd_megatron.rehearsal.machines import ClusterNodes
+    """Rehearses with jobs on a cluster, or follows those that were submitted. Returns the exit code."""
     from dasd_megatron.slurm.cluster_config import load_cluster
     from dasd_megatron.slurm.submit import submit, with_absolute_paths
 
@@ -61,23 +63,34 @@ def rehearse_on_slurm(options: SubmitOptions) -> int:
         )
     recipe = with_absolute_paths(load_recipe(options.recipe, options.overrides), cluster)
     machines = ClusterNodes(recipe, cluster)
-    file, own = _prepared(recipe, machines)
-    code = submit(replace(options, recipe=file, overrides=()))
+    own = recipe_of_rehearsal(recipe, machines)
+    with _alone(own):
+        file = _written(own)
+        code = submit(replace(options, recipe=file, overrides=(), not_shipped=(options.recipe,)))
     if code:
-        print("verdict: change what is said above, and run the same command again", file=sys.stderr)
+        if code != INTERRUPTED:
+            print("verdict: change what is said above, and run the same command again", file=sys.stderr)
         return code
     return print_verdict(recipe, measurements(own, build_steps(own), {}), machines)
 
 
-def _prepared(recipe: Recipe, machines: Machines) -> tuple[Path, Recipe]:
-    """Writes the rehearsal's recipe into its run folder."""
+def recipe_of_rehearsal(recipe: Recipe, machines: Machines) -> Recipe:
+    """Raises UserError for what is wrong with the run's own."""
     steps = build_steps(recipe)
-    own = rehearsed(recipe, engines_of(steps, machines.processes))
-    build_steps(own)  # what it finds wrong, it says before anything is written
-    file = folder_of_rehearsal(recipe.run_dir) / RECIPE
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, lambda out: out.write(recipe_text(own).encode()))
-    return file, load_recipe(file)
+    widest = widest_steps(steps, machines.processes)
+    return rehearsed(recipe, run_needs(recipe, steps, widest, machines), steps, widest)
+
+
+def _alone(recipe: Recipe) -> AbstractContextManager[None]:
+    """Keeps two rehearsals of one run apart."""
+    return hold(recipe.run_dir / ".rehearsal", f"{recipe.run_dir}: another process is rehearsing this run; wait for it")
+
+
+def _written(recipe: Recipe) -> Path:
+    """The recipe as a file of its run folder, which its steps read."""
+    file = recipe.run_dir / RECIPE
+    write_atomically(file, lambda out: out.write(recipe_text(recipe).encode()))
+    return file
 
 
 def _run_all(file: Path, steps: Mapping[str, Step]) -> dict[str, float]:
@@ -90,9 +103,9 @@ def _run_all(file: Path, steps: Mapping[str, Step]) -> dict[str, float]:
             print(f"{label}: done before", flush=True)
             continue
         print(label, flush=True)
-        walls[step.name] = _timed(step, file)
+        walls[step.folder.name] = _timed(step, file)
         write_json(record, walls)
-        print(f"{label}: {walls[step.name]:.1f} s", flush=True)
+        print(f"{label}: {walls[step.folder.name]:.1f} s", flush=True)
     return walls
 
 

@@ -6,13 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import yaml
 
-from dasd_megatron.config.gpu_specs import GIB, GPU_SPECS
+from dasd_megatron.config.gpu_specs import GPU_SPECS
 from dasd_megatron.config.recipe import Recipe
-from dasd_megatron.curation.worst_case_packs import worst_lengths
-from dasd_megatron.models.hf_config import read_config, shape_of
-from dasd_megatron.models.pack_padding import alignment, document_slots
 from dasd_megatron.pipeline.graph import build_steps
-from dasd_megatron.planning.memory_estimate import Backend, rank_memory
 from dasd_megatron.rehearsal.corrected_plan import (
     CorrectedPlan,
     StepPlan,
@@ -21,6 +17,7 @@ from dasd_megatron.rehearsal.corrected_plan import (
     with_seen_lengths,
 )
 from dasd_megatron.rehearsal.machines import Machines
+from dasd_megatron.rehearsal.measured_table import measured_rows
 from dasd_megatron.rehearsal.measurements import Measurements
 from dasd_megatron.slurm.grace_period import MARGIN
 from dasd_megatron.steps.step import Step
@@ -37,7 +34,7 @@ def print_verdict(recipe: Recipe, measured: Measurements, machines: Machines) ->
     plans = CorrectedPlan(seen, measured, machines).of(steps)
     problems = list(_problems(recipe, measured, machines))
     print("\nmeasured\n")
-    print("\n".join(text_table(list(_measured(recipe, measured, machines)))))
+    print("\n".join(text_table(measured_rows(recipe, measured, machines))))
     print("\nthe run by these measurements\n")
     print("\n".join(text_table(list(_plan(plans)))) + "\n")
     print("\n".join(_totals(steps, plans, machines)))
@@ -68,49 +65,6 @@ def _problems(recipe: Recipe, measured: Measurements, machines: Machines) -> Ite
                 f"a rank took {training.memory_gib:.1f} of {room} GiB; raise parallel.context, tensor or pipeline, or set "
                 "memory.recompute"
             )
-
-
-def _measured(recipe: Recipe, measured: Measurements, machines: Machines) -> Iterator[Sequence[str]]:
-    yield ("", "measured", "planned with")
-    for role, speed in measured.engines.items():
-        if role == "scorer" and speed is measured.engines.get("student"):
-            continue
-        if speed.decoded:
-            lengths = f"prompts of {speed.prompt_tokens:,.0f} and responses of {speed.response_tokens:,.0f} tokens"
-            yield (f"{role}: decodes, an engine", f"{speed.decoded:,.0f} tokens/s", lengths)
-        yield (f"{role}: scores, an engine", f"{speed.scored:,.0f} tokens/s", "")
-        yield (f"{role}: longest sequence taken", f"{speed.longest:,} tokens", "")
-        yield (f"{role}: starts in", f"{speed.startup:,.1f} s", "")
-        yield (f"{role}: host memory, an engine", f"{speed.host_memory_gib:.2f} GiB", "")
-    training = measured.training
-    if training is None:
-        return
-    yield ("training", f"{training.tokens:,.0f} tokens/s", "half of it full-length documents, half very short ones")
-    if training.mfu is not None:
-        yield ("training: MFU", f"{training.mfu:.1%}", f"{recipe.expected.mfu:.1%}")
-    yield (
-        "training: memory of the fullest rank",
-        f"{training.memory_gib:.2f} GiB",
-        f"{_estimated_gib(recipe, machines):.2f} GiB of tensors",
-    )
-    yield ("training: host memory of a node's ranks", f"{training.host_memory_gib:.2f} GiB", "")
-    yield ("training: longest step", f"{training.longest_step:.2f} s", "")
-    yield (
-        "training: longest save",
-        f"{training.longest_save:.2f} s",
-        f"a grace period of {recipe.launch.grace_period_seconds} s",
-    )
-    yield ("training: starts in", f"{training.startup:,.1f} s", "")
-
-
-def _estimated_gib(recipe: Recipe, machines: Machines) -> float:
-    """The estimate for the packs that were trained on."""
-    shape, length = shape_of(read_config(recipe.student.model), recipe.student.model), recipe.packing.context_length
-    training = recipe.stages[0].training.applied_to(recipe.training)
-    align = alignment(recipe.parallel, training.fp8)
-    longest = max(sum(document_slots(worst_lengths(length, number), align)) for number in range(2))
-    backend: Backend = "cpu" if machines.gpu is None else "gpu"
-    return rank_memory(shape, recipe.parallel, training, recipe.memory, longest, backend).total / GIB
 
 
 def _plan(plans: Mapping[str, StepPlan]) -> Iterator[Sequence[str]]:

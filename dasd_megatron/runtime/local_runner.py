@@ -27,7 +27,7 @@ def run_all(recipe: Recipe, path: Path, overrides: Sequence[str], steps: Mapping
     """Runs every step that isn't done, then publishes the report and the final model in the run folder."""
     busy = f"{recipe.run_dir}: another process is running this recipe; wait for it, or choose another run_dir"
     with hold(recipe.run_dir / ".lock", busy):
-        _check_not_on_a_cluster(recipe)
+        check_not_on_a_cluster(recipe)
         for number, step in enumerate(steps.values(), 1):
             if step.done:
                 print(f"[{number}/{len(steps)}] {step.name}: done before", flush=True)
@@ -39,7 +39,7 @@ def run_all(recipe: Recipe, path: Path, overrides: Sequence[str], steps: Mapping
         publish(recipe, steps)
 
 
-def _check_not_on_a_cluster(recipe: Recipe) -> None:
+def check_not_on_a_cluster(recipe: Recipe) -> None:
     """Raises UserError where Slurm jobs of this run folder are queued or running, as far as that can be seen from here."""
     path = recipe.run_dir / SUBMISSION
     if not path.is_file() or shutil.which("squeue") is None:

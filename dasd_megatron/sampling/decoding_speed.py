@@ -32,14 +32,19 @@ def tokens_per_second(
     Raises UserError where the GPUs have no room for one sequence.
     """
     cache = cache_bytes(shape, engine, length)
-    room = engine.tensor_parallel * gpu.memory_gib * GIB * engine.gpu_memory_utilization - weights
-    batch = min(engine.max_batch, sequences, room // cache)
+    batch = min(sequences, fitting_sequences(shape, weights, engine, gpu, length))
     if batch < 1:
         raise UserError(
             f"engine.tensor_parallel={engine.tensor_parallel}: weights of {weights / 1e9:.3g} GB leave no room for a sequence; "
             "raise it"
         )
     return batch * engine.tensor_parallel * gpu.bandwidth * mbu / (weights + batch * cache)
+
+
+def fitting_sequences(shape: ModelShape, weights: float, engine: EngineConfig, gpu: GpuSpec, length: float) -> int:
+    """How many of so many tokens are decoded together: `engine.max_batch`, or those that memory has room for."""
+    room = engine.tensor_parallel * gpu.memory_gib * GIB * engine.gpu_memory_utilization - weights
+    return min(engine.max_batch, int(room // cache_bytes(shape, engine, length)))
 
 
 def cache_bytes(shape: ModelShape, engine: EngineConfig, length: float) -> float:

@@ -6,6 +6,7 @@ Speed is measured from the first request until the last one is taken: as long as
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ RESPONSE_TOKENS = 512
 REQUESTS = 2
 # Tokens that are scored to measure the speed, at most.
 SCORED_TOKENS = 1 << 17
+# Tokens of each sequence by which decoding at the run's lengths is measured.
+TYPICAL_TOKENS = 64
 # Tokens of the response to the longest prompt.
 LAST_TOKENS = 16
 PROBES = pa.schema(
@@ -42,10 +45,13 @@ PROBES = pa.schema(
         ("work_seconds", pa.float64()),  # of everything after that
         ("decoded_seconds", pa.float64()),  # while the engine was full; 0 where the model only scores
         ("decoded_tokens", pa.int64()),  # meanwhile
+        ("typical_seconds", pa.float64()),  # the same at the lengths of the run; 0 where they aren't known
+        ("typical_tokens", pa.int64()),
         ("prompt_tokens", pa.float64()),  # mean
         ("response_tokens", pa.float64()),  # mean
         ("scored_seconds", pa.float64()),
         ("scored_tokens", pa.int64()),
+        ("scored_sequences", pa.int64()),
         ("longest", pa.int64()),  # tokens of the longest sequence, which was taken
         ("host_memory_gib", pa.float64()),  # of the engine's processes
     ]
@@ -57,13 +63,19 @@ class ProbeConfig(EngineStepConfig):
 
     Attributes:
         engines: side by side.
-        longest: tokens of a prompt and its response that the recipe may ask the model for.
+        longest: tokens of a prompt and its response that the run may ask the model for.
+        typical: mean tokens of a sequence while the run decodes it, and how many of them an engine has room for.
+        scores: whether the run has it score, too.
+        setting: see `rehearsal.setting` in the recipe.
     """
 
     role: EngineRole
     model: ModelConfig
     engines: Positive
     longest: Positive
+    typical: tuple[Positive, Positive] | None
+    scores: bool
+    setting: str
     seed: int
 
 
@@ -85,6 +97,10 @@ class ProbeStep(ShardByShardKind[ProbeConfig], EngineStepKind[ProbeConfig]):
         texts = [] if context.config.role == "scorer" else _texts(context)
 
         def probe(shard: int) -> Iterator[Mapping[str, pa.Table]]:
+            with engine_memory_or_error(context):
+                yield {self.table: pa.Table.from_pylist([row(shard)], PROBES)}
+
+        def row(shard: int) -> dict[str, Any]:
             start = time.monotonic()
             decoded = (
                 Decoded()
@@ -95,22 +111,26 @@ class ProbeStep(ShardByShardKind[ProbeConfig], EngineStepKind[ProbeConfig]):
             if "responses" in context.inputs:
                 sequences = list(_documents(context, engine.max_length))
             began = time.monotonic()
-            engine.score(sequences)
+            if context.config.scores:
+                engine.score(sequences)
             seconds = time.monotonic() - began
+            typical_seconds, typical_tokens = _decode_typical(engine, context, sequences)
             longest = _take_longest(engine, context, sequences)
-            row = {
+            return {
                 "load_seconds": loaded,
                 "work_seconds": time.monotonic() - start,
                 "decoded_seconds": decoded.seconds,
                 "decoded_tokens": decoded.tokens,
+                "typical_seconds": typical_seconds,
+                "typical_tokens": typical_tokens,
                 "prompt_tokens": decoded.prompt_tokens,
                 "response_tokens": decoded.response_tokens,
                 "scored_seconds": seconds,
-                "scored_tokens": sum(map(len, sequences)),
+                "scored_tokens": sum(map(len, sequences)) if context.config.scores else 0,
+                "scored_sequences": len(sequences) if context.config.scores else 0,
                 "longest": longest,
                 "host_memory_gib": _resident_gib(),
             }
-            yield {self.table: pa.Table.from_pylist([row], PROBES)}
 
         return probe
 
@@ -131,6 +151,21 @@ class ProbeStep(ShardByShardKind[ProbeConfig], EngineStepKind[ProbeConfig]):
     def shards(self, config: ProbeConfig, inputs: InputEstimates) -> int:
         """One for each engine."""
         return config.engines
+
+
+@contextlib.contextmanager
+def engine_memory_or_error(context: StepContext[ProbeConfig]) -> Iterator[None]:
+    """Raises UserError in place of an engine's error where its memory doesn't suffice."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if "memory" not in str(error).lower() and not isinstance(error, MemoryError):
+            raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no memory is left"
+        raise UserError(
+            f"{context.name}: the engine ran out of memory ({reason}); lower engine.{context.config.role}.max_batch or "
+            "gpu_memory_utilization, or raise tensor_parallel"
+        ) from error
 
 
 @dataclass
@@ -227,6 +262,30 @@ def _until_enough(sequences: Any) -> Iterator[list[int]]:
             tokens += len(sequence)
         if tokens >= SCORED_TOKENS:
             return
+
+
+def _decode_typical(
+    engine: Engine, context: StepContext[ProbeConfig], sequences: Sequence[Sequence[int]]
+) -> tuple[float, int]:
+    """Seconds, and tokens that are decoded in them, with the engine full of sequences as long as the run's.
+
+    The same prompts three times: once, so that an engine that keeps them has them all; then the difference of twice as many
+    tokens is decoding alone, whether it does or not.
+    """
+    config = context.config
+    if config.typical is None or config.role == "scorer":
+        return 0.0, 0
+    length, count = config.typical
+    length = min(length, engine.max_length - 2 * TYPICAL_TOKENS - 1)
+    seen = [token for sequence in sequences for token in sequence]
+    prompts = [list(islice(cycle(seen), number, number + length)) for number in range(count)]
+    seconds = []
+    for tokens in (1, TYPICAL_TOKENS, 2 * TYPICAL_TOKENS):
+        start = time.monotonic()
+        requests = [Request(ids, number, tokens, 1.0, 1.0, ()) for number, ids in enumerate(prompts)]
+        made = sum(len(sample.token_ids) for ended in engine.generate(iter(requests)) for _, sample in ended)
+        seconds.append(time.monotonic() - start)
+    return max(seconds[2] - seconds[1], 1e-9), made // 2
 
 
 def _take_longest(engine: Engine, context: StepContext[ProbeConfig], sequences: Sequence[Sequence[int]]) -> int:

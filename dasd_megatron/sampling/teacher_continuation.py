@@ -25,10 +25,10 @@ from dasd_megatron.sampling.sample import sampled_cost
 from dasd_megatron.sampling.sampling_step import SamplingStepKind, SamplingWork, ShardItems, response_items
 from dasd_megatron.sampling.seeds import sample_seed
 from dasd_megatron.steps.cost_estimate import Cost, Documents, InputEstimates
+from dasd_megatron.steps.empty_result import refuse_empty
 from dasd_megatron.steps.step import StepContext
 from dasd_megatron.tokenization.response_format import CLOSE, opening, response_format
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer, open_tokenizer
-from dasd_megatron.utils.errors import UserError
 
 # Of an answer, what deciding about it and continuing it takes.
 SEEN = [name for name in RESPONSES.names if name not in ("logprobs", "prefix_ids")]
@@ -111,9 +111,10 @@ class ContinueStep(SamplingStepKind[ContinueConfig]):
         for table in context.output.tables("skipped", ["reason"]):
             reasons.update(table["reason"].to_pylist())
         if not facts["counts"]["responses"]:
-            raise UserError(
+            refuse_empty(
+                context.config,
                 f"{context.name}: no student answer was truncated or wrong ({dict(reasons)}), so there is nothing for the "
-                "teacher to continue; lower mixed_policy.length_cap, set mixed_policy.keep=truncated_or_wrong, or drop the stage"
+                "teacher to continue; lower mixed_policy.length_cap, set mixed_policy.keep=truncated_or_wrong, or drop the stage",
             )
         return {**facts, "skipped": dict(reasons)}
 

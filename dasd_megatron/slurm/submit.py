@@ -40,6 +40,7 @@ class SubmitOptions:
         watch: follow the jobs that are there, submit none.
         detach: return once the jobs are submitted.
         ship_changes: ship files that differ from the commit, too.
+        not_shipped: files, beside recipe and cluster file, that may differ from the commit.
     """
 
     recipe: Path
@@ -50,6 +51,7 @@ class SubmitOptions:
     watch: bool = False
     detach: bool = False
     ship_changes: bool = False
+    not_shipped: Sequence[Path] = ()
 
 
 def submit(options: SubmitOptions) -> int:
@@ -173,7 +175,7 @@ def _submitting(recipe: Recipe, cluster: ClusterConfig) -> AbstractContextManage
 
 def _source(options: SubmitOptions) -> Source | None:
     """What will be shipped; None where this code is no checkout. Raises UserError for changes that aren't to be shipped."""
-    source = Source.of(ROOT, excluding=[options.recipe, options.cluster])
+    source = Source.of(ROOT, excluding=[options.recipe, options.cluster, *options.not_shipped])
     if source is not None and not options.ship_changes:
         source.check_committed()
     return source

@@ -37,6 +37,9 @@ class StepConfig(Config):
     threads: ExecutionOnly[Positive] = 1
     """Of the step's process, and of each of its ranks and replicas."""
 
+    may_be_empty: ExecutionOnly[bool] = False
+    """Of a rehearsal: whether a step that has nothing to hand on ends well."""
+
 
 C = TypeVar("C", bound=StepConfig)
 

@@ -9,8 +9,8 @@ import torch
 
 from dasd_megatron.utils.errors import UserError
 
-# In torch's message of a CPU's allocation that fails, which has no type of its own.
-CPU_ALLOCATION = "can't allocate memory"
+# In messages of allocations that fail without a type of their own: on a CPU; of CUDA and NCCL; of cuBLAS.
+WORDS = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
 
 
 @contextlib.contextmanager
@@ -19,7 +19,9 @@ def memory_or_error(name: str, context_length: int) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        is_allocation = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or CPU_ALLOCATION in str(error)
+        is_allocation = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
+            words in str(error) for words in WORDS
+        )
         if not is_allocation:
             raise
         raise UserError(

@@ -248,7 +248,7 @@ class TrainingStage:
             "tokens": queued.tokens,
             "seconds": round(seconds, 4),
             "tokens_per_second": round(queued.tokens / seconds, 1),
-            "tflops_per_gpu": round(flops / 1e12, 4),  # of the model: recomputation and padding don't count
+            "tflops_per_gpu": round(flops / 1e12, 6),  # of the model: recomputation and padding don't count
             "memory_gib": round(memory, 3),
         }
         if result.load_balancing_loss is not None:

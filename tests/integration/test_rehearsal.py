@@ -19,6 +19,7 @@ from dasd_megatron.artifacts.artifact import Artifact
 from dasd_megatron.config.load import load_recipe
 from dasd_megatron.pipeline.graph import build_steps
 from dasd_megatron.rehearsal.rehearsed_recipe import SAVE_EVERY, STEPS
+from dasd_megatron.sampling.engine_probe import TYPICAL_TOKENS
 from tests.conftest import ROOT, TOY
 
 RECIPE = str(TOY / "recipe.yaml")
@@ -76,10 +77,26 @@ def test_a_rehearsal_measures_and_concludes(tmp_path: Path, monkeypatch: pytest.
     assert 20 < pasted["response_tokens"] < 160
     load_recipe(Path(RECIPE), [f"expected={json.dumps(pasted)}"])
 
+    check_typical_lengths(folder / "recipe.yaml")
     again = rehearse(tmp_path)
     assert again.returncode == 0, again.stderr[-3000:]
     assert again.stdout.count(": done before") == len(steps)
     assert "verdict: every step works" in again.stdout
+
+
+def check_typical_lengths(file: Path) -> None:
+    """As on GPUs, where it's known how many sequences of the run's lengths an engine has room for: eight of 40 tokens."""
+    recipe = file.with_name("typical.yaml")
+    content = yaml.safe_load(file.read_text())
+    content["rehearsal"]["typical"] = {"teacher": [40, 8]}
+    recipe.write_text(yaml.safe_dump(content))
+    command = [sys.executable, "tools/launch.py", str(recipe), "--only", "probe_teacher"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    probe = build_steps(load_recipe(recipe))["probe_teacher"]
+    found = Artifact(probe.folder).manifest["probe"]
+    assert found["typical_tokens"] == 8 * TYPICAL_TOKENS
+    assert found["typical_seconds"] > 0
 
 
 def check_found(done: subprocess.CompletedProcess[str], message: str) -> None:

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from dasd_megatron.config.load import load_recipe
+from dasd_megatron.pipeline.graph import build_steps
 from dasd_megatron.runtime.submission_record import SUBMISSION
+from dasd_megatron.slurm.experiment import job_prefix
 from tests.integration.test_rehearsal import QUICK, RECIPE
 from tests.slurm.conftest import Site
 
@@ -18,17 +21,31 @@ def rehearse(site: Site, folder: Path, *overrides: str) -> tuple[int, str, str]:
 
 @pytest.mark.full
 def test_a_rehearsal_on_two_nodes(site: Site, tmp_path: Path) -> None:
-    """It works but for the grace period, which is shorter than a step and a save."""
+    """A stage is killed and queued again; then a save takes as long as on a slow disk."""
     site.settings["gpu_hour_price"] = 2.0
-    code, out, errors = rehearse(site, tmp_path / "run", "launch.training.nodes=2", "launch.grace_period_seconds=1")
+    run = tmp_path / "run"
+    few = ("evaluation.benchmarks=[]", "launch.training.nodes=2", "launch.grace_period_seconds=30")
+    code, out, errors = rehearse(site, run, *few)
+    assert code == 0, out[-3000:] + errors[-3000:]
+    assert "verdict: every step works" in out
+    assert re.search("^hours: [0-9.]+, where each step starts once what it reads is there$", out, re.MULTILINE)
+    recipe = load_recipe(tmp_path / "run-rehearsal" / "recipe.yaml")
+    stage = build_steps(recipe)["train_low_temperature"]
+    name = job_prefix(recipe) + stage.name
+    lines = site.cluster.run("sacct", "-n", "-X", "-P", "-D", "-o", "JobName%100,State,NodeList").splitlines()
+    states = [line.partition("|")[2] for line in lines if line.startswith(f"{name}|")]
+    assert len(states) == 2, states
+    assert states[-1] == "COMPLETED|node[1-2]"
+
+    with (stage.folder / "saves.jsonl").open("a") as file:
+        file.write('{"step": 6, "seconds": 50.0}\n')
+    code, out, errors = rehearse(site, run, *few)
     assert code == 2, out[-3000:] + errors[-3000:]
     (message,) = re.findall("^to change: .*", out, re.MULTILINE)
-    assert "told to stop 1 s before its time limit; set launch.grace_period_seconds to " in message
-    lines = site.cluster.run("sacct", "-n", "-X", "-P", "-D", "-o", "JobName%100,State,NodeList").splitlines()
-    stage = [line.partition("|")[2] for line in lines if ".train_low_temperature|" in line]
-    assert len(stage) == 2, stage  # killed, queued again, and ended
-    assert stage[-1] == "COMPLETED|node[1-2]"
-    assert re.search("^hours: [0-9.]+, where each step starts once what it reads is there$", out, re.MULTILINE)
+    assert (
+        "a save 50.0 s, but a stage is told to stop 30 s before its time limit; set launch.grace_period_seconds to 7"
+        in message
+    )
 
 
 def test_a_wrong_image(site: Site, tmp_path: Path) -> None:

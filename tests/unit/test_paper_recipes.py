@@ -17,6 +17,10 @@ from dasd_megatron.config.load import load_recipe
 from dasd_megatron.pipeline.graph import build_steps
 from dasd_megatron.planning.costs import Costs
 from dasd_megatron.planning.job_resources import job_resources
+from dasd_megatron.rehearsal.machines import ClusterNodes
+from dasd_megatron.rehearsal.rehearse import recipe_of_rehearsal
+from dasd_megatron.slurm.cluster_config import load_cluster
+from dasd_megatron.slurm.experiment import jobs_of
 from dasd_megatron.steps.cost_estimate import Cost
 from dasd_megatron.steps.step import Step
 from tests.conftest import ROOT
@@ -135,6 +139,23 @@ def test_stages_of_the_mixture_of_experts_can_be_added(models: Path) -> None:
     every = build_steps(load_recipe(recipe_file(name), [*local(name, models), stages]))
     assert set(first) < set(every)
     assert all(every[step].key == first[step].key for step in first if step != "report")
+
+
+@pytest.mark.parametrize("name", [*STUDENTS, "dasd_4b_public"])
+def test_a_rehearsal(name: str, models: Path) -> None:
+    """Stages and probes have the run's nodes, and what one engine does has one; sequences are as long as the run's."""
+    recipe = load_recipe(recipe_file(name), local("dasd_30b_a3b" if "30b" in name else "dasd_4b", models))
+    cluster = load_cluster(Path("examples/cluster.yaml"))
+    own = recipe_of_rehearsal(recipe, ClusterNodes(recipe, cluster))
+    assert own.rehearsal is not None
+    assert own.rehearsal.engines == {"teacher": 32, "student": 32, "scorer": 32}
+    assert own.rehearsal.longest == {"teacher": 102_400, "student": 102_400, "scorer": 65_536}
+    assert min(length for length, _ in own.rehearsal.typical.values()) > 12_000
+    jobs = {job.step.name: job.resources for job in jobs_of(own, build_steps(own), cluster)}
+    for step, resources in jobs.items():
+        if resources.group != "data":
+            assert resources.nodes == (8 if step.startswith(("train_", "probe_")) else 1), step
+            assert resources.time == 3600
 
 
 def test_released_responses_save_the_sampling(models: Path) -> None:

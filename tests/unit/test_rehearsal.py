@@ -24,10 +24,10 @@ from dasd_megatron.rehearsal.corrected_plan import (
     from_start_to_end,
     with_seen_lengths,
 )
-from dasd_megatron.rehearsal.engine_roles import engines_of
 from dasd_megatron.rehearsal.machines import ClusterNodes, ThisMachine
 from dasd_megatron.rehearsal.measurements import EngineSpeed, Lengths, Measurements, TrainingSpeed
-from dasd_megatron.rehearsal.rehearsed_recipe import PROBLEMS, PROMPTS, STEPS, rehearsed
+from dasd_megatron.rehearsal.rehearse import recipe_of_rehearsal
+from dasd_megatron.rehearsal.rehearsed_recipe import ANSWER_TOKENS, PROBLEMS, PROMPTS, STEPS
 from dasd_megatron.rehearsal.verdict import print_verdict
 from dasd_megatron.slurm.cluster_config import ClusterConfig
 from tests.conftest import ROOT, TOY
@@ -37,7 +37,9 @@ ENGINE = EngineSpeed(
     decoded=1000.0,
     scored=5000.0,
     prompt_tokens=20.0,
-    response_tokens=60.0,
+    length=50.0,
+    sequences=512,
+    scored_length=80.0,
     longest=160,
     host_memory_gib=1.0,
 )
@@ -75,7 +77,7 @@ def measured(recipe: Recipe, responses: Mapping[str, int] | None = None, seconds
 def test_it_has_every_step_of_the_run_on_little_data(tmp_path: Path) -> None:
     recipe = toy(f"run_dir={tmp_path / 'run'}")
     steps = build_steps(recipe)
-    own = rehearsed(recipe, engines_of(steps, ThisMachine().processes))
+    own = recipe_of_rehearsal(recipe, ThisMachine())
     assert own.run_dir == tmp_path / "run-rehearsal"
     rehearsal = build_steps(own)
     assert set(steps) < set(rehearsal)
@@ -86,7 +88,7 @@ def test_it_has_every_step_of_the_run_on_little_data(tmp_path: Path) -> None:
     for name, step in steps.items():
         assert rehearsal[name].group == step.group
         assert rehearsal[name].processes == step.processes
-    apart = rehearsed(toy("engine.scorer.max_batch=7"), {"teacher": 1, "student": 1, "scorer": 3})
+    apart = recipe_of_rehearsal(toy("engine.scorer.max_batch=7"), ThisMachine())
     assert "probe_scorer" in build_steps(apart)
     assert rehearsal["train_low_temperature"].source("packs").name == "worst_case_packs_low_temperature"
     assert own.prompts.train is not None
@@ -112,7 +114,7 @@ def test_what_the_run_needs_stays_as_it_is() -> None:
         "training.keep_every=200",
         "prompts.train.limit=5",
     )
-    own = rehearsed(recipe, {"teacher": 2})
+    own = recipe_of_rehearsal(recipe, ThisMachine())
     for section in ("teacher", "student", "engine", "parallel", "memory", "plugins"):
         assert getattr(own, section) == getattr(recipe, section)
     assert own.packing.context_length == recipe.packing.context_length
@@ -120,7 +122,8 @@ def test_what_the_run_needs_stays_as_it_is() -> None:
     assert own.training.global_batch == recipe.training.global_batch
     assert own.launch.training.nodes == 2
     assert own.launch.training.time == "01:00:00"
-    assert own.launch.steps["sample_low_temperature"].written() == {"nodes": 3, "time": "00:30:00"}
+    assert own.launch.sampling.nodes == 1  # for steps of one shard
+    assert own.launch.steps["sample_low_temperature"].written() == {"time": "00:30:00"}
     assert own.prompts.train is not None
     assert own.prompts.train.limit == 5
     assert own.selection.total is None
@@ -131,13 +134,84 @@ def test_what_the_run_needs_stays_as_it_is() -> None:
     assert [stage.training.written()["steps"] for stage in own.stages] == [STEPS, 2, 2]
 
 
+def test_other_settings_are_rehearsed_again() -> None:
+    """Those that shape no result, too: stages and probes run again, what made their data doesn't."""
+    steps = build_steps(recipe_of_rehearsal(toy(), ThisMachine()))
+    for override in ("memory.recompute=full", "engine.max_batch=64", "launch.training.image=other"):
+        other = build_steps(recipe_of_rehearsal(toy(override), ThisMachine()))
+        for name, step in steps.items():
+            again = name.startswith(("probe", "worst_case", "train", "export"))
+            if step.kind.name in ("train", "probe", "sample"):
+                assert (step.key != other[name].key) == again, (override, name)
+    elsewhere = build_steps(recipe_of_rehearsal(toy(), ClusterNodes(toy(), CLUSTER)))
+    assert elsewhere["train_low_temperature"].key != steps["train_low_temperature"].key
+
+
+def test_probes_get_the_nodes_of_the_widest_step() -> None:
+    recipe = toy(
+        "launch={sampling: {nodes: 2}, steps: {sample_high_temperature: {nodes: 8, image: other}}}",
+        "engine.teacher.tensor_parallel=2",
+    )
+    own = recipe_of_rehearsal(recipe, ClusterNodes(recipe, CLUSTER))
+    assert own.rehearsal is not None
+    assert own.rehearsal.engines["teacher"] == 8 * 4
+    assert own.rehearsal.engines["student"] == 2 * 8
+    steps = build_steps(own)
+    nodes = {name: job_resources(own, step, 8).nodes for name, step in steps.items()}
+    assert nodes["probe_teacher"] == 8
+    assert job_resources(own, steps["probe_teacher"], 8).image == "other"
+    assert nodes["probe_student"] == 2
+    assert nodes["sample_high_temperature"] == nodes["answer_teacher_arithmetic"] == 1
+
+
+def test_decoding_is_measured_at_the_lengths_of_the_run() -> None:
+    """As many sequences as an engine has room for; where the GPUs aren't known, nothing is."""
+    recipe = toy("stages.1.expected_response_tokens=100", "expected.prompt_tokens=20", "expected.length_spread=1.5")
+    own = recipe_of_rehearsal(recipe, ClusterNodes(recipe, CLUSTER))
+    assert own.rehearsal is not None
+    assert own.rehearsal.typical["teacher"] == (20 + 1.5 * 160 / 2, 512)
+    assert "scorer" not in own.rehearsal.typical
+    assert build_steps(own)["probe_teacher"].config.typical == (140, 512)  # type: ignore[attr-defined]
+    here = recipe_of_rehearsal(recipe, ThisMachine())
+    assert here.rehearsal is not None
+    assert here.rehearsal.typical == {}
+
+
+def test_long_answers_are_cut_and_probed(tmp_path: Path) -> None:
+    problems = tmp_path / "aime.jsonl"
+    problems.write_text("{}\n")
+    recipe = toy(f"evaluation={{benchmarks: [{{name: aime24, path: {problems}}}]}}", "launch.retries=0")
+    own = recipe_of_rehearsal(recipe, ThisMachine())
+    assert own.launch.retries == 1
+    steps = build_steps(own)
+    assert steps["answer_student_aime24"].config.max_tokens == ANSWER_TOKENS  # type: ignore[attr-defined]
+    assert steps["probe_student"].config.longest == 102_400  # type: ignore[attr-defined]
+
+
+def test_turns_without_benchmarks() -> None:
+    """The student writes in the teacher's step alone."""
+    recipe = toy("evaluation.benchmarks=[]", "mixed_policy.method=turns", "engine.scorer.max_batch=7")
+    assert {"probe_teacher", "probe_scorer"} == {
+        name for name in build_steps(recipe_of_rehearsal(recipe, ThisMachine())) if name.startswith("probe")
+    }
+
+
+def test_lengths_that_the_recipe_gives_stay() -> None:
+    found = measured(toy(), {"low_temperature": 50, "high_temperature": 100})
+    recipe = toy("stages.0.expected_response_tokens=70", "expected.prompt_tokens=30")
+    seen = with_seen_lengths(recipe, found)
+    assert [getattr(stage, "expected_response_tokens", None) for stage in seen.stages] == [70, 100, None]
+    assert seen.expected.prompt_tokens == 30
+    assert seen.expected.length_spread == 1.2
+
+
 @pytest.mark.parametrize("stages", ["[]", "null"])
 def test_recipes_without_stages_or_with_the_papers(stages: str) -> None:
     """Those of the default aren't written down in the recipe."""
     content = yaml.safe_load((TOY / "recipe.yaml").read_text())
     del content["stages"]
     recipe = Recipe.model_validate(content | ({"stages": []} if stages == "[]" else {}))
-    own = rehearsed(recipe, engines_of(build_steps(recipe), ThisMachine().processes))
+    own = recipe_of_rehearsal(recipe, ThisMachine())
     assert [stage.name for stage in own.stages] == [stage.name for stage in recipe.stages]
     build_steps(own)
 

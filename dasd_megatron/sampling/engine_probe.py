@@ -6,7 +6,6 @@ Speed is measured from the first request until the last one is taken: as long as
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from dasd_megatron.steps.cost_estimate import Documents, InputEstimates
 from dasd_megatron.steps.step import ShardByShardKind, ShardWork, StepContext
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer, open_tokenizer
 from dasd_megatron.utils.errors import UserError
+from dasd_megatron.utils.out_of_memory import memory_or_error
 
 # Longest responses while the speed is measured: enough for it, and minutes at most.
 RESPONSE_TOKENS = 512
@@ -97,7 +97,8 @@ class ProbeStep(ShardByShardKind[ProbeConfig], EngineStepKind[ProbeConfig]):
         texts = [] if context.config.role == "scorer" else _texts(context)
 
         def probe(shard: int) -> Iterator[Mapping[str, pa.Table]]:
-            with engine_memory_or_error(context):
+            leaner = f"lower engine.{context.config.role}.max_batch or gpu_memory_utilization, or raise tensor_parallel"
+            with memory_or_error(f"{context.name}: the engine", leaner):
                 yield {self.table: pa.Table.from_pylist([row(shard)], PROBES)}
 
         def row(shard: int) -> dict[str, Any]:
@@ -151,21 +152,6 @@ class ProbeStep(ShardByShardKind[ProbeConfig], EngineStepKind[ProbeConfig]):
     def shards(self, config: ProbeConfig, inputs: InputEstimates) -> int:
         """One for each engine."""
         return config.engines
-
-
-@contextlib.contextmanager
-def engine_memory_or_error(context: StepContext[ProbeConfig]) -> Iterator[None]:
-    """Raises UserError in place of an engine's error where its memory doesn't suffice."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if "memory" not in str(error).lower() and not isinstance(error, MemoryError):
-            raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no memory is left"
-        raise UserError(
-            f"{context.name}: the engine ran out of memory ({reason}); lower engine.{context.config.role}.max_batch or "
-            "gpu_memory_utilization, or raise tensor_parallel"
-        ) from error
 
 
 @dataclass

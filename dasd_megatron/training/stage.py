@@ -35,13 +35,19 @@ from dasd_megatron.training.gpu_environment import shown
 from dasd_megatron.training.gpu_libraries import check_gpu_libraries
 from dasd_megatron.training.lr_schedule import learning_rate
 from dasd_megatron.training.metrics_log import MetricsLog
-from dasd_megatron.training.out_of_memory import memory_or_error
 from dasd_megatron.training.precision_check import check_precision
 from dasd_megatron.training.step_profiler import StepProfiler
 from dasd_megatron.training.train_step_config import TrainConfig
 from dasd_megatron.training.trainer import NotFinite, StepOutcome, StepResult, Trainer
 from dasd_megatron.utils.errors import Stopped, UserError
+from dasd_megatron.utils.out_of_memory import memory_or_error
 from dasd_megatron.utils.stop_signals import StopRequest, stop_requests
+
+# What takes less memory.
+LEANER = (
+    "raise parallel.context, tensor or pipeline, or set memory.recompute or memory.offload_optimizer (`dasd train --estimate` "
+    "says what each of them takes)"
+)
 
 
 def train(context: StepContext[TrainConfig]) -> dict[str, Any]:
@@ -55,7 +61,7 @@ def train(context: StepContext[TrainConfig]) -> dict[str, Any]:
     with (
         stop_requests() as stop,
         process_groups(config.parallel, config.seed),
-        memory_or_error(context.name, context_length),
+        memory_or_error(f"{context.name}: packs of {context_length:,} tokens", LEANER),
     ):
         return TrainingStage(context, hf).run(stop)
 

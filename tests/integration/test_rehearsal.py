@@ -140,5 +140,5 @@ def test_too_little_memory_for_the_longest_pack(tmp_path: Path) -> None:
     """Found by the packs that need most, whatever lengths the first responses have: here it ends before attention begins."""
     one = ("parallel.data=1", "training.global_batch=1")
     done = rehearse(tmp_path, f"packing.context_length={1 << 22}", *one, memory=7 << 30)
-    check_found(done, "train_low_temperature: out of memory, with packs of 4,194,304 tokens")
+    check_found(done, "train_low_temperature: packs of 4,194,304 tokens: out of memory")
     assert "raise parallel.context, tensor or pipeline, or set memory.recompute" in done.stderr

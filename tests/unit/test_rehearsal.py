@@ -20,6 +20,7 @@ from dasd_megatron.planning.costs import Costs
 from dasd_megatron.planning.job_resources import job_resources
 from dasd_megatron.rehearsal.corrected_plan import (
     CorrectedPlan,
+    StepPlan,
     corrected_expectations,
     from_start_to_end,
     with_seen_lengths,
@@ -30,6 +31,9 @@ from dasd_megatron.rehearsal.rehearse import recipe_of_rehearsal
 from dasd_megatron.rehearsal.rehearsed_recipe import ANSWER_TOKENS, PROBLEMS, PROMPTS, STEPS
 from dasd_megatron.rehearsal.verdict import print_verdict
 from dasd_megatron.slurm.cluster_config import ClusterConfig
+from dasd_megatron.steps.step import Step
+from dasd_megatron.utils.errors import UserError
+from dasd_megatron.utils.out_of_memory import memory_or_error
 from tests.conftest import ROOT, TOY
 
 ENGINE = EngineSpeed(
@@ -237,13 +241,18 @@ def test_a_recipe_as_a_file_gives_the_same_steps(tmp_path: Path) -> None:
     }
 
 
+def planned(recipe: Recipe, found: Measurements) -> tuple[Recipe, dict[str, Step], dict[str, StepPlan]]:
+    """The recipe with the lengths that were seen, its steps, and what they take on this machine."""
+    seen = with_seen_lengths(recipe, found)
+    steps = build_steps(seen)
+    return seen, steps, CorrectedPlan(seen, found, ThisMachine()).of(steps)
+
+
 def test_seconds_of_a_step() -> None:
     """Start, and then as many tokens as the recipe says at the speed that was measured."""
     recipe = toy()
     found = measured(recipe, {"low_temperature": 50, "high_temperature": 100})
-    seen = with_seen_lengths(recipe, found)
-    steps = build_steps(seen)
-    plans = CorrectedPlan(seen, found, ThisMachine()).of(steps)
+    seen, steps, plans = planned(recipe, found)
     # 2,000 prompts, four responses each, on two engines.
     assert plans["sample_low_temperature"].seconds == pytest.approx(10 + 8000 * 50 / 2 / 1000)
     assert plans["sample_high_temperature"].seconds == pytest.approx(10 + 8000 * 100 / 2 / 1000)
@@ -262,9 +271,7 @@ def test_steps_side_by_side() -> None:
     """The longest way from the first step to the last."""
     recipe = toy()
     found = measured(recipe, {"low_temperature": 50, "high_temperature": 50})
-    seen = with_seen_lengths(recipe, found)
-    steps = build_steps(seen)
-    plans = CorrectedPlan(seen, found, ThisMachine()).of(steps)
+    _, steps, plans = planned(recipe, found)
     longest = from_start_to_end(steps, plans, side_by_side=True)
     chain = ["benchmark_arithmetic", "prompts_train", "sample_low_temperature", "filter_low_temperature"]
     assert sum(plans[name].seconds for name in chain) < longest < from_start_to_end(steps, plans, False)
@@ -316,3 +323,16 @@ def test_what_is_not_known_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert print_verdict(recipe, measured(recipe), ThisMachine()) == 0
     out = capsys.readouterr().out
     assert "the sums leave out what is unknown:\n  how many prompts there are: set prompts.train.limit" in out
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("CUDA error: out of memory\nmore"), RuntimeError("ALLOC_FAILED")]
+)
+def test_out_of_memory_is_a_message(error: Exception) -> None:
+    with pytest.raises(UserError, match=r"^probe: out of memory.*; lower it$"), memory_or_error("probe", "lower it"):
+        raise error
+
+
+def test_other_errors_of_memory_stay_what_they_are() -> None:
+    with pytest.raises(RuntimeError, match="illegal"), memory_or_error("probe", "lower it"):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")

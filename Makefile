@@ -10,9 +10,10 @@ BIN := $(VENV)/bin
 RECIPE ?= examples/toy/recipe.yaml
 # key=value overrides of the recipe, for example: make demo SET="seed=2 run_dir=runs/toy-2"
 SET ?=
-# Two processes; tests of one module stay together (tests/conftest.py). pytest 9.2 makes pytest-xdist 3.8 forget the groups:
+# Three processes for two cores: the one with Slurm's tests waits most of its time. Tests of one module stay together
+# (tests/conftest.py). pytest 9.2 makes pytest-xdist 3.8 forget the groups:
 # https://github.com/pytest-dev/pytest-xdist/issues/1386
-PYTEST := $(BIN)/pytest -n 2 --dist loadgroup
+PYTEST := $(BIN)/pytest -n 3 --dist loadgroup
 
 .PHONY: setup demo lint docs test test-all test-unit gpu-check clean
 

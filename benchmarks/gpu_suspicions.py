@@ -45,18 +45,21 @@ def _attention(rows: Sequence[Row]) -> str | None:
 
 
 def _context(rows: Sequence[Row]) -> str | None:
-    """The fastest split of each length, of those that split at all."""
+    """The fastest split of each length beside the slowest."""
     found: dict[int, dict[str, float]] = {}
     for row in rows:
         if row["layout"].startswith("context="):
             found.setdefault(row["tokens"], {})[row["layout"]] = row["tokens_per_second_a_gpu"]
     if not any(len(of_length) > 1 for of_length in found.values()):
         return None
-    best = {tokens: max(of_length, key=lambda name: of_length[name]) for tokens, of_length in found.items()}
-    return "; ".join(
-        f"{tokens:,} tokens: {name} is fastest, {found[tokens][name] / min(found[tokens].values()):.2f} x the slowest"
-        for tokens, name in best.items()
-    )
+    said = []
+    for tokens, of_length in found.items():
+        best, worst = (choose(of_length, key=lambda name: of_length[name]) for choose in (max, min))
+        ratio = (
+            f"is {of_length[best] / of_length[worst]:.2f} x as fast as {worst}" if best != worst else "alone was run"
+        )
+        said.append(f"{tokens:,} tokens: {best} {ratio}")
+    return "; ".join(said)
 
 
 def _experts(rows: Sequence[Row]) -> str | None:

@@ -193,7 +193,7 @@ def draw(found: dict[tuple[str, str, int], list[dict[str, Any]]], seeds: list[in
     """The loss on what is held out, by step: a panel for each precision, a line for each run."""
     import matplotlib.pyplot as plt
 
-    from dasd_megatron.report.figures import COLORS  # and its style
+    from dasd_megatron.report.figure_style import COLORS  # and its style
 
     figure, panels = plt.subplots(1, len(PRECISIONS), figsize=(9, 3.6), sharey=True, layout="constrained")
     for axes, precision in zip(panels, PRECISIONS, strict=True):

@@ -13,12 +13,11 @@ examples:
 from __future__ import annotations
 
 import argparse
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from dasd_megatron.cli.exit_code import exit_code_of
-from dasd_megatron.utils.errors import UserError
+from dasd_megatron.cli.slurm_options import add_slurm_options, check_slurm_options, require_nemo_run
 
 
 def main(prog: str, arguments: Sequence[str]) -> int:
@@ -27,16 +26,11 @@ def main(prog: str, arguments: Sequence[str]) -> int:
     args = parser.parse_intermixed_args(arguments)
     if args.rehearse and (args.dry_run or args.only or args.detach):
         parser.error("--rehearse runs every step and waits for it: leave out --dry-run, --only and --detach")
+    check_slurm_options(parser, args)
     if args.executor == "local":
-        if args.cluster or args.detach or args.watch or args.ship_changes:
-            parser.error("--cluster, --detach, --watch and --ship-changes go with --executor slurm")
         if args.rehearse:
             return exit_code_of(lambda: _rehearse_here(args.recipe, args.overrides))
         return exit_code_of(lambda: run_here(args.recipe, args.overrides, args.dry_run, args.only))
-    if args.watch and (args.dry_run or args.detach):
-        parser.error("--watch follows jobs, and submits or prints none: leave out --dry-run and --detach")
-    if args.cluster is None:
-        parser.error("--executor slurm needs --cluster FILE; examples/cluster.yaml is one to start from")
     return exit_code_of(lambda: _run_on_slurm(args))
 
 
@@ -65,12 +59,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         default=[],
         help="run this step, whose inputs must be done; repeatable",
     )
-    parser.add_argument("--executor", choices=("local", "slurm"), default="local", help="where; local by default")
-    slurm = parser.add_argument_group("with --executor slurm")
-    slurm.add_argument("--cluster", type=Path, metavar="FILE", help="cluster file (YAML); see examples/cluster.yaml")
-    slurm.add_argument("--detach", action="store_true", help="return once the jobs are submitted")
-    slurm.add_argument("--watch", action="store_true", help="follow the run's jobs; submit none")
-    slurm.add_argument("--ship-changes", action="store_true", help="ship files that differ from the commit, too")
+    add_slurm_options(parser)
     return parser
 
 
@@ -107,15 +96,9 @@ def _rehearse_here(path: Path, overrides: Sequence[str]) -> int:
 
 def _run_on_slurm(args: argparse.Namespace) -> int:
     """Submits, prints or follows the recipe's steps on a cluster. Returns the exit code."""
-    warnings.filterwarnings("ignore", module="fastapi")  # of a library that NeMo-Run imports
-    try:
-        from dasd_megatron.slurm.submit import SubmitOptions, submit
-    except ModuleNotFoundError as error:
-        if error.name != "nemo_run":
-            raise
-        raise UserError(
-            "--executor slurm needs NeMo-Run, which isn't installed: pip install dasd-megatron[launch]"
-        ) from None
+    require_nemo_run()
+    from dasd_megatron.slurm.submit import SubmitOptions, submit
+
     options = {name: value for name, value in vars(args).items() if name not in ("executor", "rehearse")}
     if args.rehearse:
         from dasd_megatron.rehearsal.rehearse import rehearse_on_slurm

@@ -21,6 +21,7 @@ COMMANDS = {
     "evaluate": "measure a model on benchmarks, or run one step of a recipe that measures",
     "grade": "grade responses that are in a file already",
     "release": "make folders of a finished run that can be published, and upload them",
+    "study": "run a recipe in several arms and seeds, and tell what the differences are",
     "settings": "print every setting of a recipe with its default and its meaning",
 }
 

@@ -1,9 +1,10 @@
-"""Prints every setting of a recipe, or of a cluster file, with its type, its default and its meaning.
+"""Prints every setting of a recipe, of a cluster file or of a study file, with its type, its default and its meaning.
 
 examples:
   {prog}
   {prog} training
   {prog} --cluster
+  {prog} --study
   {prog} --schema > recipe.schema.json
 """
 
@@ -14,11 +15,23 @@ import difflib
 import sys
 from collections.abc import Sequence
 
-RECIPE_PAGE = "Every setting of a recipe. `dasd settings` prints the same; `key=value` on a command line overrides any."
-CLUSTER_PAGE = (
-    "Every setting of a cluster file, which says where a site's Slurm finds what recipes need. `dasd settings --cluster` prints "
-    "the same."
-)
+# Title and introduction of each page.
+PAGES = {
+    "recipe": (
+        "Settings",
+        "Every setting of a recipe. `dasd settings` prints the same; `key=value` on a command line overrides any.",
+    ),
+    "cluster": (
+        "Cluster file",
+        "Every setting of a cluster file, which says where a site's Slurm finds what recipes need. `dasd settings --cluster` "
+        "prints the same.",
+    ),
+    "study": (
+        "Study file",
+        "Every setting of a study file, which runs a recipe in several arms and seeds ([studies.md](studies.md)). "
+        "`dasd settings --study` prints the same.",
+    ),
+}
 
 
 def main(prog: str, arguments: Sequence[str]) -> int:
@@ -29,7 +42,9 @@ def main(prog: str, arguments: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("section", nargs="?", default="", help="only this section or setting, such as training.fp8")
-    parser.add_argument("--cluster", action="store_true", help="of a cluster file in place of a recipe")
+    file = parser.add_mutually_exclusive_group()
+    file.add_argument("--cluster", action="store_true", help="of a cluster file in place of a recipe")
+    file.add_argument("--study", action="store_true", help="of a study file in place of a recipe")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_true", help="as a page of the documentation")
     form.add_argument("--schema", action="store_true", help="as a JSON schema, for completion and checks in editors")
@@ -37,15 +52,18 @@ def main(prog: str, arguments: Sequence[str]) -> int:
     if args.section and (args.markdown or args.schema):
         parser.error("--markdown and --schema print all settings: leave out the section")
     from dasd_megatron.config import reference
+    from dasd_megatron.config.base import Config
     from dasd_megatron.config.recipe import Recipe
+    from dasd_megatron.config.study import StudyConfig
     from dasd_megatron.slurm.cluster_config import ClusterConfig
 
-    config = ClusterConfig if args.cluster else Recipe
+    kind = "cluster" if args.cluster else "study" if args.study else "recipe"
+    configs: dict[str, type[Config]] = {"recipe": Recipe, "cluster": ClusterConfig, "study": StudyConfig}
+    config = configs[kind]
     if args.schema:
         text = reference.as_json_schema(config)
     elif args.markdown:
-        title, page = ("Cluster file", CLUSTER_PAGE) if args.cluster else ("Settings", RECIPE_PAGE)
-        text = reference.as_markdown(config, title, page).rstrip()
+        text = reference.as_markdown(config, *PAGES[kind]).rstrip()
     else:
         text = reference.as_text(config, args.section)
     if not text:

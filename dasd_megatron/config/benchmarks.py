@@ -40,6 +40,10 @@ class BenchmarkConfig(Config):
     columns: PromptColumns | None = None
     """Of one's own data: what its columns are called."""
 
+    answer_start: str | None = None
+    """Of one's own data: a column with the beginning of each answer, in canonical form (`<think>...`), which the model goes on
+    with; so it's measured, say, whether it notices a mistake there."""
+
     template: str | None = None
     """The prompt, with {question} where the problem goes."""
 

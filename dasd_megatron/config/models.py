@@ -15,8 +15,9 @@ class ModelConfig(Config):
     model: ExecutionOnly[Path]
     """Folder with config.json, safetensors, tokenizer.json and a chat template. Its content shapes results, its place doesn't."""
 
-    response_format: Literal["think", "harmony"] = "think"
-    """How a response separates its reasoning from its answer: Qwen3's `<think>...</think>`, or gpt-oss's channels."""
+    response_format: Literal["think", "harmony", "plain"] = "think"
+    """How a response separates its reasoning from its answer: Qwen3's `<think>...</think>`, or gpt-oss's channels. `plain`: the
+    model doesn't reason, and all of its response is the answer."""
 
     system_prompt: str | None = None
     """System message of every conversation; none by default. The student's becomes the default of the exported chat template."""

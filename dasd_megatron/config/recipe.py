@@ -39,6 +39,9 @@ class Recipe(Config):
     run_dir: Path
     """Folder of the run: artifacts, logs, the report and the final model."""
 
+    artifacts: Path | None = None
+    """Folder of the artifacts; by default RUN_DIR/artifacts. Runs that share one make what they have in common once."""
+
     seed: NonNegative = 42
     """Of sampling, selection, packing and the order of the data."""
 
@@ -150,6 +153,11 @@ class Recipe(Config):
                     f"prompts.held_out: {name} is not among evaluation.benchmarks ({', '.join(benchmarks) or 'none'})"
                 )
         return self
+
+    @property
+    def folder_of_artifacts(self) -> Path:
+        """Where the steps' artifacts are."""
+        return self.artifacts or self.run_dir / "artifacts"
 
     def check_room(self, role: EngineRole, setting: str, tokens: int) -> None:
         """Raises ValueError where the role's engine has no room for a prompt and the `tokens` that `setting` asks for."""

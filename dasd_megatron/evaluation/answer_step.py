@@ -159,11 +159,16 @@ def _reference(config: AnswerConfig, inputs: InputEstimates) -> Documents | None
 
 @dataclass(frozen=True)
 class _Question:
-    """A problem, asked once."""
+    """A problem, asked once.
+
+    Attributes:
+        start_ids: what the answer begins with; the end of the request's prompt.
+    """
 
     problem: Mapping[str, Any]
     sample_index: int
     request: Request
+    start_ids: list[int]
 
 
 class _Answerer:
@@ -171,7 +176,8 @@ class _Answerer:
 
     def __init__(self, context: StepContext[AnswerConfig]) -> None:
         self._config = context.config
-        self._problems = context.artifact("prompts").read("prompts", ["uuid", "input", "domain"]).to_pylist()
+        columns = ["uuid", "input", "domain", "answer_start"]
+        self._problems = context.artifact("prompts").read("prompts", columns).to_pylist()
         self._tokenizer = open_tokenizer(context.inputs["model"], context.config.model)
         self._format = response_format(context.config.model.response_format, self._tokenizer)
         teacher = open_tokenizer(context.inputs["teacher"], context.config.teacher)
@@ -190,22 +196,25 @@ class _Answerer:
 
     def asked(self, problem: Mapping[str, Any], temperature: float, index: int) -> _Question:
         """The request for an answer; its seed depends on nothing but what it is."""
+        prompt_ids = self._tokenizer.prompt_ids(problem["input"])
+        start_ids = self._format.prefix_ids(problem["answer_start"], prompt_ids) if problem["answer_start"] else []
         request = Request(
-            self._tokenizer.prompt_ids(problem["input"]),
+            [*prompt_ids, *start_ids],
             seed=sample_seed(self._config.seed, "evaluate", temperature, problem["uuid"], index),
             max_tokens=self._config.max_tokens,
             temperature=temperature,
             top_p=1.0,
             stop_ids=self._tokenizer.stop_ids,
         )
-        return _Question(problem, index, request)
+        return _Question(problem, index, request, start_ids)
 
     def answers(self, questions: Sequence[_Question], samples: Sequence[Sample]) -> pa.Table:
         """Rows of the table."""
         rows = []
         for question, sample in zip(questions, samples, strict=True):
             stopped = sample.finish_reason == "stop"
-            response = self._format.parse(question.request.prompt_ids, [], sample.token_ids, stopped)
+            prompt_ids = question.request.prompt_ids[: len(question.request.prompt_ids) - len(question.start_ids)]
+            response = self._format.parse(prompt_ids, question.start_ids, sample.token_ids, stopped)
             rows.append(
                 {
                     "uuid": question.problem["uuid"],

@@ -24,8 +24,9 @@ from dasd_megatron.steps.cost_estimate import TEXT, Cost, InputEstimates, Unknow
 from dasd_megatron.steps.step import StepConfig, StepContext, StepKind
 from dasd_megatron.utils.errors import UserError
 
-# As of a step `prompts`, the reference as `answer`; and the problem's statement without template and choices.
-PROBLEMS = PROMPTS.append(pa.field("statement", pa.string()))
+# As of a step `prompts`, the reference as `answer`; and the problem's statement without template and choices, and what its
+# answer begins with.
+PROBLEMS = PROMPTS.append(pa.field("statement", pa.string())).append(pa.field("answer_start", pa.string()))
 # Bytes of text that are in memory at a time: tests of programs have megabytes.
 _BATCH = 64 * 1024**2
 TABLE = "prompts"
@@ -126,7 +127,8 @@ class _Found:
         if first != place:
             raise UserError(f"{place}: the problem {problem.uuid!r} stands at {first} already")
         prompt = self._template.replace("{question}", problem.question)
-        for text in (problem.uuid, prompt, problem.reference):
+        start = [problem.answer_start] if problem.answer_start else []
+        for text in (problem.uuid, prompt, problem.reference, *start):
             self._hash.update(f"{len(text)}:{text}".encode())
         if problem.date is not None:
             self._dates.append(problem.date.isoformat())
@@ -137,6 +139,7 @@ class _Found:
                 "domain": problem.domain,
                 "answer": problem.reference,
                 "statement": problem.statement or problem.question,
+                "answer_start": problem.answer_start,
             }
         )
         self.count += 1

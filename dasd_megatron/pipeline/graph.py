@@ -344,7 +344,9 @@ class _GraphBuilder(RehearsalSteps, TeacherSteps):
             settings = answer_settings(config, declared, recipe.evaluation)
             self._check_answers_fit(config, key, settings.max_tokens)
             others: dict[str, Source] = {"prompts": problems, "teacher": self.teacher}
-            if recipe.evaluation.teacher:
+            # Answers that the benchmark begins aren't a model's own.
+            aligned = recipe.evaluation.teacher and config.answer_start is None
+            if aligned:
                 others["reference"] = self._reference(benchmark)
             for name, model in models.items():
                 answering = AnswerConfig(
@@ -352,7 +354,7 @@ class _GraphBuilder(RehearsalSteps, TeacherSteps):
                     model=recipe.teacher if name == TEACHER else recipe.student,
                     teacher=recipe.teacher,
                     is_teacher=name == TEACHER,
-                    aligned=recipe.evaluation.teacher,
+                    aligned=aligned,
                     temperatures=settings.temperatures,
                     samples=settings.samples,
                     max_tokens=settings.max_tokens,

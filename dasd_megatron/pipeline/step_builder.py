@@ -31,7 +31,7 @@ class StepBuilder:
 
     def add(self, name: str, kind: str, config: StepConfig, inputs: Mapping[str, Source]) -> Step:
         """A new step."""
-        step = Step(name, STEP_KINDS.get(kind)(), config, inputs, self.recipe.run_dir, self.remote)
+        step = Step(name, STEP_KINDS.get(kind)(), config, inputs, self.recipe.folder_of_artifacts, self.remote)
         self.steps[name] = step
         return step
 

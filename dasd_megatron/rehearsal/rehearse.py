@@ -53,8 +53,9 @@ def rehearse_here(path: Path, overrides: Sequence[str]) -> int:
 
 def rehearse_on_slurm(options: SubmitOptions) -> int:
     """Rehearses with jobs on a cluster, or follows those that were submitted. Returns the exit code."""
+    from dasd_megatron.slurm.absolute_paths import with_absolute_paths
     from dasd_megatron.slurm.cluster_config import load_cluster
-    from dasd_megatron.slurm.submit import submit, with_absolute_paths
+    from dasd_megatron.slurm.submit import submit
 
     cluster = load_cluster(options.cluster)
     if cluster.tunnel is not None:

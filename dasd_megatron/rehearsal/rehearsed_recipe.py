@@ -44,6 +44,7 @@ def rehearsed(
     content = recipe.model_dump(mode="json", exclude_unset=True)
     content["name"] = f"{recipe.name}_rehearsal"
     content["run_dir"] = str(folder_of_rehearsal(recipe.run_dir))
+    content.pop("artifacts", None)  # its own, which can be deleted
     content["rehearsal"] = needs.model_dump(mode="json")
     content["stages"] = [stage.model_dump(mode="json", exclude_unset=True) for stage in recipe.stages]
     _few_problems(content, recipe)

@@ -2,47 +2,21 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("svg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-INK, GRID = "#334155", "#e2e8f0"
-COLORS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#64748b")
-KIND_COLORS = {"Teacher": "#2563eb", "Student": "#ea580c", "Shared": "#94a3b8"}
+from dasd_megatron.report.figure_style import COLORS, INK, as_svg, new_figure
 
-plt.rcParams.update(
-    {
-        "svg.hashsalt": "report",  # the same numbers give the same file
-        "font.family": "sans-serif",
-        "font.size": 10,
-        "text.color": INK,
-        "axes.edgecolor": INK,
-        "axes.labelcolor": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "grid.color": GRID,
-        "legend.frameon": False,
-    }
-)
+KIND_COLORS = {"Teacher": "#2563eb", "Student": "#ea580c", "Shared": "#94a3b8"}
 
 
 def accuracy_by_stage(measures: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     """Bars of accuracy with their intervals, one group a model, one bar a temperature: {model: {temperature: measures}}."""
-    figure, axes = _figure()
+    figure, axes = new_figure()
     temperatures = list(next(iter(measures.values())))
     width = 0.8 / len(temperatures)
     for index, temperature in enumerate(temperatures):
@@ -55,12 +29,12 @@ def accuracy_by_stage(measures: Mapping[str, Mapping[str, Mapping[str, Any]]]) -
     axes.set_ylim(0, 105)
     axes.legend(ncols=len(temperatures), loc="lower center", bbox_to_anchor=(0.5, 1.0))
     axes.grid(axis="x", visible=False)
-    return _svg(figure)
+    return as_svg(figure)
 
 
 def accuracy_by_benchmark(measures: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]) -> str:
     """Bars of accuracy at the highest temperature with their intervals, one group a benchmark, one bar a model."""
-    figure, axes = _figure(width=13.4)
+    figure, axes = new_figure(width=13.4)
     models = list(next(iter(measures.values())))
     width = 0.8 / len(models)
     for index, model in enumerate(models):
@@ -72,24 +46,24 @@ def accuracy_by_benchmark(measures: Mapping[str, Mapping[str, Mapping[str, Mappi
     axes.set_ylim(0, 105)
     axes.legend(ncols=len(models), loc="lower center", bbox_to_anchor=(0.5, 1.0))
     axes.grid(axis="x", visible=False)
-    return _svg(figure)
+    return as_svg(figure)
 
 
 def length_by_stage(measures: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     """Mean length of the answers at the highest temperature, and the share that was truncated, by model."""
-    figure, axes = _figure()
+    figure, axes = new_figure()
     rows = [list(row.values())[-1] for row in measures.values()]
     bars = axes.bar([_label(name) for name in measures], [row["tokens"]["mean"] for row in rows], 0.6, color=COLORS[4])
     axes.bar_label(bars, [f"{row['truncated']:.1%} truncated" for row in rows], padding=3)
     axes.set_ylabel("tokens of an answer")
     axes.margins(y=0.15)
     axes.grid(axis="x", visible=False)
-    return _svg(figure)
+    return as_svg(figure)
 
 
 def alignment_by_stage(alignment: Mapping[str, Mapping[str, float]]) -> str:
     """Bars of KL(teacher || model), nats a response."""
-    figure, axes = _figure()
+    figure, axes = new_figure()
     means = [row["mean"] for row in alignment.values()]
     bars = axes.bar(
         [_label(name) for name in alignment],
@@ -103,12 +77,12 @@ def alignment_by_stage(alignment: Mapping[str, Mapping[str, float]]) -> str:
     axes.set_ylabel("KL to the teacher, nats a response")
     axes.margins(y=0.15)
     axes.grid(axis="x", visible=False)
-    return _svg(figure)
+    return as_svg(figure)
 
 
 def loss_by_stage(losses: Mapping[str, Sequence[float]], held_out: Mapping[str, Mapping[int, float]]) -> str:
     """Loss over all stages, one after another: of each step's packs (a line), and by step of those held out (points)."""
-    figure, axes = _figure()
+    figure, axes = new_figure()
     first = 0
     for index, (stage, values) in enumerate(losses.items()):
         color = COLORS[index % len(COLORS)]
@@ -123,12 +97,12 @@ def loss_by_stage(losses: Mapping[str, Sequence[float]], held_out: Mapping[str, 
     axes.set_ylabel("loss, nats a token")
     axes.set_ylim(bottom=0)
     axes.legend()
-    return _svg(figure)
+    return as_svg(figure)
 
 
 def probability_density(by_temperature: Mapping[str, Sequence[float]]) -> str:
     """Density of the responses' probability (geometric mean over their tokens) at each temperature (paper, figures 3, 4)."""
-    figure, axes = _figure()
+    figure, axes = new_figure()
     lowest = min(min(values) for values in by_temperature.values())
     edges = np.linspace(max(0.0, lowest), 1.0, 41).tolist()
     for index, (temperature, values) in enumerate(by_temperature.items()):
@@ -139,12 +113,12 @@ def probability_density(by_temperature: Mapping[str, Sequence[float]]) -> str:
     axes.set_xlabel("probability of a response, geometric mean a token")
     axes.set_ylabel("density")
     axes.legend(loc="upper left")
-    return _svg(figure)
+    return as_svg(figure)
 
 
 def sentence_scatter(teacher: Sequence[float], student: Sequence[float], kinds: Sequence[str], threshold: float) -> str:
     """Teacher against student probability of each sentence, coloured by kind."""
-    figure, axes = _figure(5.2)
+    figure, axes = new_figure(5.2)
     for kind, color in KIND_COLORS.items():
         chosen = [index for index, own in enumerate(kinds) if own == kind]
         share = len(chosen) / max(1, len(kinds))
@@ -163,13 +137,13 @@ def sentence_scatter(teacher: Sequence[float], student: Sequence[float], kinds: 
     axes.set_xlabel("student's probability of a sentence")
     axes.set_ylabel("teacher's")
     axes.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), markerscale=2)
-    return _svg(figure)
+    return as_svg(figure)
 
 
 def dropped_by_reason(dropped: Mapping[str, Mapping[str, int]]) -> str:
     """Stacked bars of dropped rows: {step: {reason: rows}}."""
     reasons = sorted({reason for row in dropped.values() for reason in row})
-    figure, axes = _figure(0.45 * len(dropped) + 2.0)
+    figure, axes = new_figure(0.45 * len(dropped) + 2.0)
     left = np.zeros(len(dropped))
     for index, reason in enumerate(reasons):
         values = np.array([row.get(reason, 0) for row in dropped.values()])
@@ -182,12 +156,12 @@ def dropped_by_reason(dropped: Mapping[str, Mapping[str, int]]) -> str:
     axes.set_xlabel("rows")
     axes.grid(axis="y", visible=False)
     axes.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    return _svg(figure)
+    return as_svg(figure)
 
 
 def truncated_by_length(teacher_tokens: Sequence[float], truncated: Sequence[bool], bins: int = 6) -> str:
     """Share of the student's answers that were truncated, by the length of the teacher's response."""
-    figure, axes = _figure()
+    figure, axes = new_figure()
     order = np.argsort(teacher_tokens, kind="stable")
     groups = [group for group in np.array_split(order, bins) if len(group)]
     lengths, cut = np.asarray(teacher_tokens), np.asarray(truncated)
@@ -199,18 +173,18 @@ def truncated_by_length(teacher_tokens: Sequence[float], truncated: Sequence[boo
     axes.set_ylabel("truncated, %")
     axes.margins(y=0.15)
     axes.grid(axis="x", visible=False)
-    return _svg(figure)
+    return as_svg(figure)
 
 
 def seconds_by_step(seconds: Mapping[str, float]) -> str:
     """Horizontal bars of wall-clock time."""
-    figure, axes = _figure(0.26 * len(seconds) + 0.9)
+    figure, axes = new_figure(0.26 * len(seconds) + 0.9)
     bars = axes.barh([_label(step, " ") for step in seconds], list(seconds.values()), 0.7, color=COLORS[4])
     axes.bar_label(bars, fmt="%.1f", padding=3)
     axes.invert_yaxis()
     axes.set_xlabel("seconds")
     axes.grid(axis="y", visible=False)
-    return _svg(figure)
+    return as_svg(figure)
 
 
 def _bars(
@@ -222,17 +196,5 @@ def _bars(
     axes.bar(places, means, width, yerr=error, color=color, label=label, error_kw={"ecolor": INK})
 
 
-def _figure(height: float = 3.8, width: float = 6.4) -> tuple[Figure, Axes]:
-    figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
-    return figure, axes
-
-
 def _label(name: str, separator: str = "\n") -> str:
     return name.replace("_", separator)
-
-
-def _svg(figure: Figure) -> str:
-    file = io.StringIO()
-    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None}, dpi=160)
-    plt.close(figure)
-    return file.getvalue()[file.getvalue().index("<svg") :]

@@ -22,7 +22,7 @@ ENOUGH, ALMOST_NONE = 100, 0.05
 ADVICE = {
     "truncated": "raise sampling.max_tokens (and packing.context_length, which bounds it)",
     "too_long": "raise packing.context_length, or lower sampling.max_tokens so that long ones end early",
-    "no_thinking": "check response_format of the model that writes, and that its chat template asks it to reason",
+    "no_thinking": "set response_format=plain for a model that doesn't reason; else check that its chat template asks it to",
     "no_answer": "check response_format of the model that writes",
     "repeated": "the model loops: check dtype and chat template, or raise the temperature",
     "special_token": "check the model's chat template: it writes control tokens as text",

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from dasd_megatron.config.recipe import Recipe
 from dasd_megatron.runtime.publish import publish
@@ -60,16 +61,13 @@ def run_one(step: Step, path: Path, overrides: Sequence[str]) -> None:
 
     Raises UserError if it fails, and Stopped if a signal asked for it.
     """
-    command = [*_launcher(step.processes), RUN_STEP, str(path), step.name, *overrides]
-    in_child, environment = child_options()
-    environment["OMP_NUM_THREADS"] = str(step.config.threads)
     process: subprocess.Popen[bytes] | None = None
     # Training saves when it is told to stop; other steps lose nothing when they end with this process.
     passing: contextlib.AbstractContextManager[set[int]] = contextlib.nullcontext(set())
     if isinstance(step.processes, Ranks):
         passing = forward_signals(lambda: [process.pid] if process else [])
     with passing as signals:
-        process = subprocess.Popen(command, env=environment, preexec_fn=in_child)
+        process = start(step, path, overrides)
         try:
             code = process.wait()
         except KeyboardInterrupt:
@@ -84,6 +82,14 @@ def run_one(step: Step, path: Path, overrides: Sequence[str]) -> None:
         raise UserError(
             f"{step.name} failed (exit code {code}, its message is above); run the same command again to resume from here"
         )
+
+
+def start(step: Step, path: Path, overrides: Sequence[str], log: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
+    """Starts a step, as a process that ends with this one; `log` takes what it prints."""
+    command = [*_launcher(step.processes), RUN_STEP, str(path), step.name, *overrides]
+    in_child, environment = child_options()
+    environment["OMP_NUM_THREADS"] = str(step.config.threads)
+    return subprocess.Popen(command, env=environment, preexec_fn=in_child, stdout=log, stderr=log)
 
 
 def _launcher(processes: Ranks | Replicas | None) -> list[str]:

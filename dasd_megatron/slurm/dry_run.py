@@ -52,7 +52,7 @@ def scripts(recipe: Recipe, jobs: Sequence[StepJob], cluster: ClusterConfig) -> 
         with built:
             built.dryrun(log=False, delete_exp_dir=False)
         made = Path(folder) / "experiments" / recipe.name / experiment
-        return {job.step.name: (made / f"{job.step.name}_sbatch.sh").read_text() for job in jobs}
+        return {job.name: (made / f"{job.name}_sbatch.sh").read_text() for job in jobs}
 
 
 def plan(recipe: Recipe, jobs: Sequence[StepJob], cluster: ClusterConfig) -> list[str]:

@@ -34,28 +34,50 @@ SHORT_GRACE_PERIOD = 30
 
 @dataclass(frozen=True)
 class StepJob:
-    """One step's job: what it gets, and the jobs that must have ended well before it."""
+    """One step's job: what it gets, and the jobs that must have ended well before it.
 
+    Attributes:
+        name: unique in the experiment.
+        recipe: whose step it is.
+        file: where nodes find that recipe; None: it's the one that is shipped.
+    """
+
+    name: str
     step: Step
+    recipe: Recipe
+    file: Path | None
     resources: JobResources
     after: tuple[str, ...]
     grace_period_seconds: int
 
 
-def jobs_of(recipe: Recipe, steps: Mapping[str, Step], cluster: ClusterConfig) -> list[StepJob]:
-    """Jobs of the steps that aren't done. Raises UserError where the cluster can't give what one needs."""
+def jobs_of(
+    recipe: Recipe,
+    steps: Mapping[str, Step],
+    cluster: ClusterConfig,
+    owners: Mapping[str, tuple[Recipe, Path]] | None = None,
+) -> list[StepJob]:
+    """Jobs of the steps that aren't done. Raises UserError where the cluster can't give what one needs.
+
+    Args:
+        steps: by name; those of several recipes by the names of their folders.
+        owners: of several recipes, by the same names: whose step it is, and that recipe's file, which all nodes see.
+    """
     measured = max(0, *map(measured_grace_period, steps.values()))
     jobs: list[StepJob] = []
     ancestors: dict[str, set[str]] = {}
-    for step in steps.values():
-        parents = [source.name for source in step.inputs.values() if isinstance(source, Step) and source.name in steps]
-        ancestors[step.name] = set(parents).union(*(ancestors[parent] for parent in parents))
+    for name, step in steps.items():
+        sources = [source for source in step.inputs.values() if isinstance(source, Step)]
+        named = [source.folder.name if owners else source.name for source in sources]
+        parents = [parent for parent in named if parent in steps]
+        ancestors[name] = set(parents).union(*(ancestors[parent] for parent in parents))
         if step.done:
             continue
-        resources = job_resources(recipe, step, cluster.gpus_per_node)
+        owner, file = owners[name] if owners else (recipe, None)
+        resources = job_resources(owner, step, cluster.gpus_per_node)
         grace_period = SHORT_GRACE_PERIOD
         if isinstance(step.processes, Ranks):
-            grace_period = max(recipe.launch.grace_period_seconds, measured)
+            grace_period = max(owner.launch.grace_period_seconds, measured)
         if grace_period >= resources.time:
             raise UserError(
                 f"{step.name}: the time limit {time_limit(resources.time)} is no longer than the {grace_period} seconds that it "
@@ -63,8 +85,8 @@ def jobs_of(recipe: Recipe, steps: Mapping[str, Step], cluster: ClusterConfig) -
             )
         # A job that waits for another needn't wait for what that one waits for.
         implied = set().union(*(ancestors[parent] for parent in parents))
-        after = [name for name in dict.fromkeys(parents) if name not in implied and not steps[name].done]
-        jobs.append(StepJob(step, resources, tuple(after), grace_period))
+        after = [parent for parent in dict.fromkeys(parents) if parent not in implied and not steps[parent].done]
+        jobs.append(StepJob(name, step, owner, file, resources, tuple(after), grace_period))
     return jobs
 
 
@@ -116,16 +138,18 @@ def build(
     with built:
         for job in jobs:
             built.add(
-                _script(job, cluster, folder, experiment),
+                _script(job, cluster, folder, experiment, recipe.run_dir),
                 executor=_executor(recipe, job, cluster, folder, package),
-                name=job.step.name,
+                name=job.name,
                 dependencies=list(job.after),
             )
     return built
 
 
-def _script(job: StepJob, cluster: ClusterConfig, folder: str, experiment: str) -> run.Script:
-    arguments = [f"{folder}/{RECIPE}", job.step.name, "--submission", experiment]
+def _script(job: StepJob, cluster: ClusterConfig, folder: str, experiment: str, run_dir: Path) -> run.Script:
+    """`run_dir`: the folder with the submission's record."""
+    arguments = [str(job.file or f"{folder}/{RECIPE}"), job.step.name, "--submission", experiment]
+    arguments += [] if job.file is None else ["--run-dir", str(run_dir)]
     arguments += ["--processes", str(job.resources.processes_per_node), "--outcome", f"{JOB_FOLDER}/{OUTCOME}"]
     python = cluster.python or ("python" if cluster.images else sys.executable)
     return run.Script(path=NODE_MAIN, m=True, entrypoint=python, args=[shlex.quote(argument) for argument in arguments])
@@ -162,7 +186,7 @@ def _executor(
         srun_args=["--wait=0"],  # nodes that are ready earlier don't end the others
         env_vars={"MASTER_ADDR": "${head_node_ip%% *}"},
         setup_lines=setup_lines(
-            f"{folder}/{job.step.name}", tree, cluster.environment, cluster.setup, resources.time, recipe.launch.retries
+            f"{folder}/{job.name}", tree, cluster.environment, cluster.setup, resources.time, job.recipe.launch.retries
         ),
         tunnel=tunnel_of(cluster),
         packager=package,

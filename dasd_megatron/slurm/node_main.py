@@ -1,6 +1,6 @@
 """One node's part of a step's job, as srun starts it: torchrun's ranks, replicas, or the step itself.
 
-python -m dasd_megatron.slurm.node_main RECIPE STEP --submission ID --processes N --outcome FILE
+python -m dasd_megatron.slurm.node_main RECIPE STEP --submission ID [--run-dir FOLDER] --processes N --outcome FILE
 
 The first node holds the step's lease, and its outcome tells the job's script (job_script.py) how to end.
 """
@@ -89,12 +89,12 @@ def reset_attempts(step: Step, job_folder: Path) -> None:
     write_json(began, now)
 
 
-def check_shared(recipe: Recipe, submission: str) -> None:
+def check_shared(run_dir: Path, submission: str) -> None:
     """Raises UserError unless this node sees the run folder that the submission wrote to."""
-    path = recipe.run_dir / SUBMISSION
+    path = run_dir / SUBMISSION
     if not path.is_file():
         raise UserError(
-            f"{recipe.run_dir}: not the run folder that this run was submitted with: {SUBMISSION} isn't there on "
+            f"{run_dir}: not the run folder that this run was submitted with: {SUBMISSION} isn't there on "
             f"{socket.gethostname()}; choose a run_dir on a file system that all nodes mount (in containers: list it under "
             "mounts of the cluster file), or submit again if the file was deleted"
         )
@@ -153,6 +153,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("recipe", type=Path)
     parser.add_argument("step")
     parser.add_argument("--submission", required=True)
+    parser.add_argument(
+        "--run-dir", type=Path, help="with the submission's record, where it isn't the recipe's run_dir"
+    )
     parser.add_argument("--processes", type=int, required=True)
     parser.add_argument("--outcome", type=Path, required=True)
     args = parser.parse_args(arguments)
@@ -161,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if is_first and not args.outcome.exists():  # another node may have failed already
             _write(args.outcome, STARTED)
         recipe = load_recipe(args.recipe)
-        check_shared(recipe, args.submission)
+        check_shared(args.run_dir or recipe.run_dir, args.submission)
         step = find_step(build_steps(recipe), args.step, args.recipe)
         if is_first:
             reset_attempts(step, args.outcome.parent)

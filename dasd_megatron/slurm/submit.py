@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import os
 import signal
 import socket
 import sys
@@ -16,12 +15,12 @@ from pathlib import Path
 
 from dasd_megatron.config.load import load_recipe
 from dasd_megatron.config.recipe import Recipe
-from dasd_megatron.config.stages import StageConfig
 from dasd_megatron.pipeline.graph import build_steps, find_step
 from dasd_megatron.report.summary_table import print_summary
 from dasd_megatron.runtime.git_source import ROOT, Source
 from dasd_megatron.runtime.publish import publish
 from dasd_megatron.runtime.submission_record import Submission
+from dasd_megatron.slurm.absolute_paths import with_absolute_paths
 from dasd_megatron.slurm.cluster_config import ClusterConfig, load_cluster
 from dasd_megatron.slurm.experiment import StepJob, build, experiment_folder, experiments_folder, job_prefix, jobs_of
 from dasd_megatron.slurm.login_node import LoginNode
@@ -71,6 +70,26 @@ def submit(options: SubmitOptions) -> int:
         if not options.only:
             publish(recipe, steps)
         return 0
+    code = run_jobs(recipe, steps, chosen, jobs, cluster, options)
+    if code == 0 and not (options.detach or options.watch or options.only) and cluster.tunnel is None:
+        print_summary(recipe)
+    return code
+
+
+def run_jobs(
+    recipe: Recipe,
+    steps: Mapping[str, Step],
+    chosen: Mapping[str, Step],
+    jobs: Sequence[StepJob],
+    cluster: ClusterConfig,
+    options: SubmitOptions,
+) -> int:
+    """Submits the jobs of the `chosen` steps and follows them, or follows those submitted before. Returns the exit code.
+
+    Args:
+        recipe: by whose run folder they are known.
+        steps: all that it has.
+    """
     login_node = LoginNode(cluster)
     if options.watch:
         login_node.check_login()
@@ -81,74 +100,7 @@ def submit(options: SubmitOptions) -> int:
         login_node.check_free(recipe, steps)
         login_node.check_jobs(jobs)
         _submit(recipe, jobs, login_node, source)
-    if options.detach:
-        return 0
-    code = monitor(login_node, recipe, chosen)
-    if code == 0 and not options.only and cluster.tunnel is None:
-        print_summary(recipe)
-    return code
-
-
-def with_absolute_paths(recipe: Recipe, cluster: ClusterConfig) -> Recipe:
-    """The recipe with its paths as jobs will need them. Raises UserError for a relative one where the cluster is remote."""
-
-    def absolute(key: str, path: Path | None) -> Path | None:
-        if path is None or path.is_absolute():
-            return path
-        if cluster.tunnel is not None:
-            raise UserError(f"{key}={path}: give an absolute path on {cluster.tunnel.host}")
-        return Path(os.path.abspath(path))
-
-    run_dir = absolute("run_dir", recipe.run_dir)
-    if run_dir is not None and cluster.tunnel is None:
-        run_dir = run_dir.resolve()  # jobs are named after it, by whatever path it is reached
-
-    def section(name: str, key: str) -> object:
-        return getattr(recipe, name).model_copy(
-            update={key: absolute(f"{name}.{key}", getattr(getattr(recipe, name), key))}
-        )
-
-    prompts = {}
-    if recipe.prompts.train is not None:
-        path = absolute("prompts.train.path", recipe.prompts.train.path)
-        prompts["train"] = recipe.prompts.train.model_copy(update={"path": path})
-    benchmarks = [
-        benchmark.model_copy(update={"path": absolute(f"evaluation.benchmarks.{index}.path", benchmark.path)})
-        for index, benchmark in enumerate(recipe.evaluation.benchmarks)
-    ]
-
-    def stage_of(index: int, stage: StageConfig) -> StageConfig:
-        if stage.kind != "sampled":
-            return stage
-        found: dict[str, object] = {}
-        if stage.source is not None:
-            path = absolute(f"stages.{index}.source.path", stage.source.path)
-            found["source"] = stage.source.model_copy(update={"path": path})
-        if stage.responses is not None:
-            key, logprobs = f"stages.{index}.responses", stage.responses.logprobs
-            if logprobs is not None:
-                logprobs = logprobs.model_copy(update={"path": absolute(f"{key}.logprobs.path", logprobs.path)})
-            path = absolute(f"{key}.path", stage.responses.path)
-            found["responses"] = stage.responses.model_copy(update={"path": path, "logprobs": logprobs})
-        return stage.model_copy(update=found)
-
-    turns = recipe.mixed_policy.turns
-    predictors = {
-        key: absolute(f"mixed_policy.turns.{key}", getattr(turns, key))
-        for key in ("student_predictor", "teacher_predictor")
-    }
-    mixed_policy = recipe.mixed_policy.model_copy(update={"turns": turns.model_copy(update=predictors)})
-    return recipe.model_copy(
-        update={
-            "stages": [stage_of(index, stage) for index, stage in enumerate(recipe.stages)],
-            "mixed_policy": mixed_policy,
-            "run_dir": run_dir,
-            "teacher": section("teacher", "model"),
-            "student": section("student", "model"),
-            "prompts": recipe.prompts.model_copy(update=prompts),
-            "evaluation": recipe.evaluation.model_copy(update={"benchmarks": benchmarks}),
-        }
-    )
+    return 0 if options.detach else monitor(login_node, recipe, chosen)
 
 
 def chosen_steps(steps: Mapping[str, Step], names: Sequence[str], recipe: Path) -> dict[str, Step]:
@@ -228,7 +180,7 @@ def _interruptions() -> Iterator[threading.Event]:
 
 def _cancel(recipe: Recipe, jobs: Sequence[StepJob], login_node: LoginNode) -> None:
     """Ends what a submission has put into the queue: nothing else of the run was there before."""
-    names = [job_prefix(recipe) + job.step.name for job in jobs]
+    names = [job_prefix(recipe) + job.name for job in jobs]
     login_node.slurm.cancel([job.id for job in login_node.slurm.active(names)])
 
 

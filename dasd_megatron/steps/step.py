@@ -28,7 +28,7 @@ from dasd_megatron.steps.cost_estimate import Cost, Documents, InputEstimates, P
 from dasd_megatron.utils.hashing import fingerprint, hash_json
 
 # Raised when the format or meaning of a kind's artifact changes, so that older folders are not taken for new ones.
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 
 class StepConfig(Config):
@@ -298,7 +298,7 @@ class Step:
     kind: StepKind[Any]
     config: StepConfig
     inputs: Mapping[str, Step | ExternalInput]
-    run_dir: Path
+    artifacts: Path  # the folder of all of them
     # Whether its files are on another machine, so that nothing is known of them here.
     remote: bool = False
 
@@ -321,7 +321,7 @@ class Step:
     @cached_property
     def folder(self) -> Path:
         """Where the artifact is, or will be."""
-        return self.run_dir / "artifacts" / f"{self.name}-{self.key[:12]}"
+        return self.artifacts / f"{self.name}-{self.key[:12]}"
 
     @property
     def done(self) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dasd_megatron.tokenization.response_format import CLOSE, OPEN, ResponseFormat, structure_problem
+from dasd_megatron.tokenization.response_format import CLOSE, OPEN, ResponseFormat
 from dasd_megatron.tokenization.tokenizer import ChatTokenizer
 
 # Of markup that was added.
@@ -55,8 +55,8 @@ def with_markup(
         found = form.parse(prompt_ids, [], ids, stopped=False).text
         if not found.strip():  # all of it was taken for a header
             continue
-        problem = structure_problem(found)
-        if problem is not None if text is None else (problem, _parts(found)) != (structure_problem(text), _parts(text)):
+        problem = form.problem_of(found)
+        if problem is not None if text is None else (problem, _parts(found)) != (form.problem_of(text), _parts(text)):
             continue
         probabilities = _insert(logprobs[: len(body)], {place: [CERTAIN] * len(new) for place, new in inserted.items()})
         if ended or problem is None:

@@ -2,7 +2,8 @@
 
 The canonical text, which students learn, filters read and people see, is `<think>reasoning</think>answer`. A model of the
 `think` format writes it as it is. gpt-oss (`harmony`) writes channels, delimited by special tokens; its analysis and final
-channels become the two parts. Token ids stay the truth: every token keeps the byte offset of its content in the canonical text.
+channels become the two parts. Of a model that doesn't reason (`plain`) all is the answer. Token ids stay the truth: every
+token keeps the byte offset of its content in the canonical text.
 """
 
 from __future__ import annotations
@@ -65,10 +66,14 @@ class ResponseFormat(Protocol):
     def parse(self, prompt_ids: ArrayLike, prefix_ids: ArrayLike, ids: ArrayLike, stopped: bool) -> Response:
         """Canonical form of the response `prefix_ids + ids`; `stopped` says that the last id ends the turn."""
 
+    def problem_of(self, text: str) -> str | None:
+        """Why a canonical text can't be used as a whole response, or None."""
+
 
 def response_format(name: str, tokenizer: ChatTokenizer) -> ResponseFormat:
     """The format of this name for this tokenizer. Raises UserError when the tokenizer lacks its special tokens."""
-    return Harmony(tokenizer) if name == "harmony" else Think(tokenizer)
+    formats: dict[str, type[ResponseFormat]] = {"think": Think, "harmony": Harmony, "plain": Plain}
+    return formats[name](tokenizer)  # type: ignore[call-arg]
 
 
 def structure_problem(text: str) -> str | None:
@@ -142,7 +147,25 @@ class Think:
             text = data.decode()
         except UnicodeDecodeError:
             return Response(data.decode(errors="replace"), starts, prefix_bytes, "invalid_utf8")
-        return Response(text, starts, prefix_bytes, structure_problem(text))
+        return Response(text, starts, prefix_bytes, self.problem_of(text))
+
+    def problem_of(self, text: str) -> str | None:
+        return structure_problem(text)
+
+
+class Plain(Think):
+    """A response without reasoning: all of it is the answer."""
+
+    def __init__(self, tokenizer: ChatTokenizer) -> None:
+        super().__init__(tokenizer)
+        self.close, self.opening_ids, self.answer_ids = "", [], []
+
+    def problem_of(self, text: str) -> str | None:
+        if _TOOL_CALL.search(text):
+            return "tool_call"
+        if OPEN in text or CLOSE in text:  # a reader would take it for reasoning
+            return "markup_in_text"
+        return None if text.strip() else "no_answer"
 
 
 class Harmony:
@@ -200,7 +223,10 @@ class Harmony:
             text = messages.data.decode()
         except UnicodeDecodeError:
             return Response(messages.data.decode(errors="replace"), own, prefix_bytes, "invalid_utf8")
-        return Response(text, own, prefix_bytes, messages.problem or structure_problem(text))
+        return Response(text, own, prefix_bytes, messages.problem or self.problem_of(text))
+
+    def problem_of(self, text: str) -> str | None:
+        return structure_problem(text)
 
 
 class _Messages:

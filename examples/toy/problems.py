@@ -17,7 +17,8 @@ show (running total) and a behaviour that they hardly ever show (noticing a slip
 temperatures picks up can be measured.
 
 Problems are divided by a hash of their text, so that no problem is ever in two splits: 10% validation, 15% test, 75%
-training. Run as a script, this module writes the prompt files ``train.jsonl``, ``validation.jsonl`` and ``test.jsonl``.
+training. Run as a script, this module writes the prompt files ``train.jsonl``, ``validation.jsonl`` and ``test.jsonl``, and
+``slips.jsonl``: test problems with the beginning of a trace whose last step is wrong, for whoever goes on to notice.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ Mode = Literal["products_first", "running_total"]
 
 LENGTHS: tuple[int, ...] = (2, 3, 4, 5)  # products in a problem
 PROMPT_COUNTS: dict[Split, int] = {"train": 4000, "validation": 1000, "test": 1500}
+SLIPS_COUNT = 500
 MODE_WEIGHTS: dict[Mode, float] = {"products_first": 0.7, "running_total": 0.3}
 SLIP_RATE = 0.04
 
@@ -116,6 +118,15 @@ def write_trace(problem: str, mode: Mode, rng: random.Random, slip_rate: float =
     return f"<think>{''.join(steps)}</think>{total}"
 
 
+def begin_with_slip(problem: str, rng: random.Random) -> str:
+    """A trace of the commoner mode without slips, up to the result of one of its steps, which is wrong."""
+    steps = write_trace(problem, "products_first", rng, slip_rate=0.0).partition("</think>")[0].split(";")[:-1]
+    place = rng.randrange(len(steps))
+    step, result = steps[place].rsplit("=", 1)
+    wrong = (int(result) + rng.randint(1, 9)) % 10
+    return "".join(f"{before};" for before in steps[:place]) + f"{step}={wrong}"
+
+
 def prompt_records(split: Split, count: int, seed: int) -> Iterator[dict[str, str]]:
     """The lines of a prompt file. The id depends on the text alone."""
     for problem in distinct_problems(split, count, seed):
@@ -133,6 +144,15 @@ def write_prompt_file(path: Path, split: Split, count: int, seed: int) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def write_slips_file(path: Path, count: int, seed: int) -> None:
+    """Write test problems with begun answers, a JSON object a line."""
+    rng = random.Random(seed)
+    lines = []
+    for record in prompt_records("test", count, seed):
+        lines.append(json.dumps({**record, "answer_start": begin_with_slip(record["input"], rng)}))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def read_problems(path: Path) -> list[str]:
     """The problem texts of a prompt file."""
     return [json.loads(line)["input"] for line in path.read_text(encoding="utf-8").splitlines()]
@@ -142,7 +162,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line of the script."""
     parser = argparse.ArgumentParser(
         description="Write the prompt files of the toy problem (the last digit of a sum of products): "
-        "train.jsonl, validation.jsonl and test.jsonl. The same seed always gives the same files.",
+        "train.jsonl, validation.jsonl, test.jsonl and slips.jsonl. The same seed always gives the same files.",
         epilog="example: python examples/toy/problems.py --output /tmp/prompts --seed 0",
     )
     here = Path(__file__).resolve().parent
@@ -161,6 +181,8 @@ def main() -> None:
         path = args.output / f"{split}.jsonl"
         write_prompt_file(path, split, count, args.seed)
         print(f"{path}: {count:,} problems")
+    write_slips_file(args.output / "slips.jsonl", SLIPS_COUNT, args.seed)
+    print(f"{args.output / 'slips.jsonl'}: {SLIPS_COUNT:,} problems with begun answers")
 
 
 if __name__ == "__main__":

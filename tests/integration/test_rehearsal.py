@@ -20,6 +20,7 @@ from dasd_megatron.config.load import load_recipe
 from dasd_megatron.pipeline.graph import build_steps
 from dasd_megatron.rehearsal.rehearsed_recipe import SAVE_EVERY, STEPS
 from dasd_megatron.sampling.engine_probe import TYPICAL_TOKENS
+from dasd_megatron.utils.lease import hold
 from tests.conftest import ROOT, TOY
 
 RECIPE = str(TOY / "recipe.yaml")
@@ -106,6 +107,13 @@ def check_found(done: subprocess.CompletedProcess[str], message: str) -> None:
     assert len(re.findall("^error: ", done.stderr, re.MULTILINE)) == 1, done.stderr[-3000:]
     assert "Traceback" not in done.stderr
     assert "verdict: every step works" not in done.stdout
+
+
+def test_two_at_once(tmp_path: Path) -> None:
+    folder = tmp_path / "run-rehearsal"
+    folder.mkdir()
+    with hold(folder / ".rehearsal", ""):
+        check_found(rehearse(tmp_path), f"{folder}: another process is rehearsing this run; wait for it")
 
 
 def test_a_tokenizer_without_template(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,6 +42,12 @@ def run(module: str, *arguments: object, environment: dict[str, str] | None = No
 
 def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return float((actual.float() - expected.float()).norm() / expected.float().norm())
+
+
+def test_permutation_is_what_the_kernels_compute(tmp_path: Path) -> None:
+    on_te = {"TE_ON_CPU": os.pathsep.join(map(str, packages()))}
+    run("permutation_rank", tmp_path / "result", environment=on_te)
+    assert (tmp_path / "result").read_text() == "the same"
 
 
 @pytest.fixture(scope="module", params=["qwen3", "qwen2", "llama", "qwen3_moe", "gpt_oss"])

@@ -26,6 +26,7 @@ class Site:
     folder: Path
     settings: dict[str, object] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
+    program: tuple[str, ...] = ("tools/launch.py",)
 
     @property
     def home(self) -> Path:
@@ -39,7 +40,7 @@ class Site:
             yaml.safe_dump({"account": ACCOUNT, "partition": PARTITION, "gpus_per_node": 0, **self.settings})
         )
         return [
-            *(sys.executable, "tools/launch.py", "--executor", "slurm", "--cluster", str(file), "--ship-changes"),
+            *(sys.executable, *self.program, "--executor", "slurm", "--cluster", str(file), "--ship-changes"),
             *arguments,
         ]
 

@@ -37,6 +37,10 @@ def test_a_rehearsal_on_two_nodes(site: Site, tmp_path: Path) -> None:
     assert len(states) == 2, states
     assert states[-1] == "COMPLETED|node[1-2]"
 
+    code, watched, errors = rehearse(site, run, *few, "--watch")
+    assert code == 0, watched[-3000:] + errors[-3000:]
+    assert watched[watched.index("measured") :] == out[out.index("measured") :]
+
     with (stage.folder / "saves.jsonl").open("a") as file:
         file.write('{"step": 6, "seconds": 50.0}\n')
     code, out, errors = rehearse(site, run, *few)

@@ -40,6 +40,7 @@ def test_help_lists_the_subcommands(capsys: pytest.CaptureFixture[str]) -> None:
         "evaluate",
         "grade",
         "release",
+        "study",
         "settings",
     ]
     assert all(f"  {name}" in shown for name in COMMANDS)

@@ -95,7 +95,10 @@ def test_blocks_in_lists_are_indented_by_four(path: Path) -> None:
     assert [len(indent) for indent in fences if len(indent) % 4] == []
 
 
-@pytest.mark.parametrize(("page", "options"), [("settings.md", []), ("cluster-settings.md", ["--cluster"])])
+@pytest.mark.parametrize(
+    ("page", "options"),
+    [("settings.md", []), ("cluster-settings.md", ["--cluster"]), ("study-settings.md", ["--study"])],
+)
 def test_pages_of_settings_are_generated(page: str, options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     command = ["settings", *options, "--markdown"]
     main(command)

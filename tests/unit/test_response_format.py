@@ -7,6 +7,7 @@ import pytest
 from dasd_megatron.tokenization.response_format import (
     MARKUP,
     Harmony,
+    Plain,
     Think,
     response_format,
     response_tokens,
@@ -41,6 +42,27 @@ def test_think_offsets(teacher_tokenizer: ChatTokenizer) -> None:
     assert response.text == "<think>3*4=2;</think>2"
     assert response.token_starts.tolist() == [0, 7, 10, 12, 13, 21, 22]
     assert (response.prefix_bytes, response.problem) == (0, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [("3*4=2;", None), ("  ", "no_answer"), ("<think>a</think>b", "markup_in_text"), ("<function=f>", "tool_call")],
+)
+def test_plain_structure(student_tokenizer: ChatTokenizer, text: str, problem: str | None) -> None:
+    assert Plain(student_tokenizer).problem_of(text) == problem
+
+
+def test_plain_is_all_answer(student_tokenizer: ChatTokenizer) -> None:
+    style = response_format("plain", student_tokenizer)
+    prompt, prefix = student_tokenizer.prompt_ids("3*4?"), "3*4="
+    ids = [*student_tokenizer.encode("2;"), student_tokenizer.end_of_turn_id]
+    response = style.parse(prompt, style.prefix_ids(prefix, prompt), ids, stopped=True)
+    assert (response.text, response.problem, response.prefix_bytes) == ("3*4=2;", None, 4)
+    assert response.token_starts.tolist() == [4, 5, 6]
+    whole = style.parse(prompt, [], [*student_tokenizer.encode("3*4=2;"), ids[-1]], stopped=True)
+    (own, starts), *_ = response_tokens(student_tokenizer, [(prompt, whole.text)])
+    assert whole.token_starts.tolist() == starts.tolist()
+    assert student_tokenizer.decode_bytes(own[:-1]) == b"3*4=2;"
 
 
 def test_think_goes_on_from_a_prefix(teacher_tokenizer: ChatTokenizer) -> None:

@@ -15,11 +15,11 @@ from dasd_megatron.config.load import load_recipe
 from dasd_megatron.config.recipe import Recipe
 from dasd_megatron.pipeline.graph import build_steps
 from dasd_megatron.planning.job_resources import job_resources, seconds, time_limit
+from dasd_megatron.slurm.absolute_paths import with_absolute_paths
 from dasd_megatron.slurm.cluster_config import ClusterConfig, load_cluster
 from dasd_megatron.slurm.dry_run import scripts
 from dasd_megatron.slurm.experiment import jobs_of
 from dasd_megatron.slurm.grace_period import EarlyStop, measured_grace_period
-from dasd_megatron.slurm.submit import with_absolute_paths
 from dasd_megatron.steps.step import Step
 from dasd_megatron.utils.errors import UserError
 from tests.conftest import ROOT, TOY

@@ -24,6 +24,7 @@ class Problem:
         domain: a part of the benchmark, for figures.
         date: of its publication, where the data has it.
         statement: of the problem alone, which is never learned from; None: the question.
+        answer_start: what the answer begins with, in canonical form.
     """
 
     uuid: str
@@ -32,6 +33,7 @@ class Problem:
     domain: str | None = None
     date: datetime.date | None = None
     statement: str | None = None
+    answer_start: str = ""
 
 
 @dataclass(frozen=True)

@@ -20,21 +20,26 @@ def own_data(config: BenchmarkConfig, where: str) -> Benchmark:
     columns = config.columns or PromptColumns()
     if columns.answer is None:
         raise UserError(f"{where}.columns.answer=null: answers can't be graded without a reference; name its column")
+    start = [] if config.answer_start is None else [config.answer_start]
     return Benchmark(
-        problem=partial(_problem, columns, columns.answer),
-        columns=[columns.input, columns.answer],
+        problem=partial(_problem, columns, columns.answer, config.answer_start),
+        columns=[columns.input, columns.answer, *start],
         grader=config.grader,
         template="{question}",
     )
 
 
-def _problem(columns: PromptColumns, answer: str, row: Row) -> Problem:
+def _problem(columns: PromptColumns, answer: str, answer_start: str | None, row: Row) -> Problem:
     question = text_of(row, columns.input)
+    start = "" if answer_start is None else text_of(row, answer_start)
     uuid = row.get(columns.uuid) if columns.uuid else None
     domain = row.get(columns.domain) if columns.domain else None
     return Problem(
-        uuid=str(uuid) if uuid not in (None, "") else str(uuid_module.uuid5(uuid_module.NAMESPACE_OID, question)),
+        uuid=str(uuid)
+        if uuid not in (None, "")
+        else str(uuid_module.uuid5(uuid_module.NAMESPACE_OID, question + start)),
         question=question,
         reference=text_of(row, answer),
         domain=None if domain is None else str(domain),
+        answer_start=start,
     )

@@ -28,6 +28,10 @@ def declared_benchmark(config: BenchmarkConfig, where: str) -> Benchmark:
             raise UserError(
                 f"{where}.columns: {config.name} has columns of its own; give data of one's own another name"
             )
+        if config.answer_start is not None:
+            raise UserError(
+                f"{where}.answer_start: {config.name} has no such column; give data of one's own another name"
+            )
         return BENCHMARKS.get(config.name, where)
     if config.path is None and config.dataset is None:
         BENCHMARKS.check(config.name, where)  # which says what there is

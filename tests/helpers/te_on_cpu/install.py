@@ -34,6 +34,12 @@ _SOURCES: Mapping[str, Sequence[tuple[str, str]]] = {
     ],
     # One configuration, so that none is measured: the kernel runs in Triton's interpreter.
     "transformer_engine.common.triton.permutation": [("= (64, 128, 256, 512, 1024, 2048, 4096)", "= (64,)")],
+    "transformer_engine.pytorch.permutation": [
+        (
+            "import transformer_engine.pytorch.triton.permutation as triton_permutation",
+            "import tests.helpers.te_on_cpu.permutation as triton_permutation",
+        )
+    ],
 }
 
 

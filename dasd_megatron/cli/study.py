@@ -17,6 +17,7 @@ from pathlib import Path
 
 from dasd_megatron.cli.exit_code import exit_code_of
 from dasd_megatron.cli.slurm_options import add_slurm_options, check_slurm_options, require_nemo_run
+from dasd_megatron.utils.errors import UserError
 
 
 def main(prog: str, arguments: Sequence[str]) -> int:
@@ -48,7 +49,11 @@ def _run_here(path: Path, dry_run: bool) -> int:
     from dasd_megatron.studies.run_study import run_study
     from dasd_megatron.studies.study_page import conclude
 
-    run_study(study)
+    try:
+        run_study(study)
+    except UserError:  # a step's; what is there is shown all the same
+        conclude(study)
+        raise
     conclude(study)
     return 0
 
@@ -66,9 +71,15 @@ def _run_on_slurm(args: argparse.Namespace) -> int:
         print("\n".join(plan_lines(made)))
         return 0
     options = SubmitOptions(
-        args.study, (), args.cluster, watch=args.watch, detach=args.detach, ship_changes=args.ship_changes
+        args.study,
+        (),
+        args.cluster,
+        watch=args.watch,
+        detach=args.detach,
+        ship_changes=args.ship_changes,
+        not_shipped=(made.study.config.recipe,),
     )
     code = run_study_on_slurm(made, options)
-    if code == 0 and not args.detach:
+    if not args.detach:
         conclude(made.study)
     return code

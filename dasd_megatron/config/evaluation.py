@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, model_validator
 
-from dasd_megatron.config.base import Config, Positive, Temperature
+from dasd_megatron.config.base import Config, NonNegative, Positive, Temperature
 from dasd_megatron.config.benchmarks import BenchmarkConfig, named
 
 
@@ -21,6 +21,9 @@ class EvaluationConfig(Config):
 
     samples: Positive = 64
     """Answers a problem at each temperature above 0."""
+
+    seed: NonNegative | None = None
+    """Of the answers, and of the teacher's responses that KL is estimated over; by default the recipe's."""
 
     max_tokens: Positive = 81_920
     """Longest answer. The paper's; 102,400 on AIME, where neither this nor the benchmark's own is set."""

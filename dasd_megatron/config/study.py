@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from dasd_megatron.config.base import Config, Name, NonNegative
 
 # What a study itself gives each of its runs.
-OWN_SETTINGS = ("name", "run_dir", "artifacts", "seed")
+OWN_SETTINGS = ("name", "run_dir", "artifacts", "seed", "evaluation.seed")
 
 
 class ComparisonConfig(Config):

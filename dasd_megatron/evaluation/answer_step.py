@@ -38,6 +38,7 @@ ANSWERS = pa.schema(
         ("finish_reason", pa.string()),
         ("tokens", pa.int32()),
         ("text", pa.string()),  # canonical
+        ("problem", pa.string()),  # why it isn't what the model's response_format says; null where it is
     ]
 )
 ALIGNMENT = pa.schema([("uuid", pa.string()), ("teacher_logprob", pa.float64()), ("model_logprob", pa.float64())])
@@ -224,6 +225,7 @@ class _Answerer:
                     "finish_reason": sample.finish_reason,
                     "tokens": len(sample.token_ids),
                     "text": response.text,
+                    "problem": response.problem,
                 }
             )
         return pa.Table.from_pylist(rows, ANSWERS)

@@ -71,7 +71,7 @@ class GradeStep(ShardByShardKind[GradeConfig]):
     def summarize(self, context: StepContext[GradeConfig]) -> dict[str, Any]:
         """Accuracy by temperature with standard errors, and why answers weren't right."""
         answers, reasons = context.artifact("answers"), Counter[str]()
-        columns = ["uuid", "temperature", "finish_reason", "tokens"]
+        columns = ["uuid", "domain", "temperature", "finish_reason", "tokens", "problem"]
         parts = []
         for shard, verdicts in enumerate(context.output.tables(self.table, ["correct", "extracted", "reason"])):
             table = answers.read("answers", columns, shard)

@@ -43,10 +43,11 @@ def _share(values: ArrayLike) -> dict[str, float]:
 
 
 def measure(answers: pa.Table) -> dict[str, Any]:
-    """By temperature: avg@k, pass@k for powers of two, majority@k, lengths, and shares of answers that went wrong.
+    """By temperature: avg@k, pass@k for powers of two, majority@k, lengths, shares of answers that went wrong and of those
+    that are formed as they should be, and avg@k of each domain where there are several.
 
     Args:
-        answers: columns uuid, temperature, finish_reason, tokens, correct, extracted, reason.
+        answers: columns uuid, domain, temperature, finish_reason, tokens, problem, correct, extracted, reason.
     """
     found = {}
     for temperature in sorted(set(answers["temperature"].to_pylist())):
@@ -74,6 +75,7 @@ def _of_one_temperature(answers: pa.Table) -> dict[str, Any]:
         "accuracy": _share([np.mean(values) for values in correct.values()]),
         "tokens": mean_and_error(_mean_tokens(answers)),
         "truncated": truncated / len(answers),
+        "well_formed": answers["problem"].null_count / len(answers),
         **{name: sum(reasons[reason] for reason in of) / len(answers) for name, of in _SHARES.items()},
     }
     if samples > 1:
@@ -83,6 +85,14 @@ def _of_one_temperature(answers: pa.Table) -> dict[str, Any]:
             for k in sorted({*powers, samples})
         }
         measured["majority"] = _share([majority(correct[uuid], extracted[uuid]) for uuid in correct])
+    domains = {row["uuid"]: row["domain"] for row in answers.select(["uuid", "domain"]).to_pylist()}
+    if len(set(domains.values())) > 1:
+        by_domain: dict[str, list[float]] = {}
+        for uuid, values in correct.items():
+            by_domain.setdefault(domains[uuid] or "no domain", []).append(float(np.mean(values)))
+        measured["domains"] = {
+            name: {"problems": len(means), **_share(means)} for name, means in sorted(by_domain.items())
+        }
     return measured
 
 

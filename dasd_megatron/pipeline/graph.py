@@ -318,11 +318,16 @@ class _GraphBuilder(RehearsalSteps, TeacherSteps):
                 prompts_per_shard=recipe.evaluation.answers_per_shard,
             ),
             temperature=1.0,
-            seed=recipe.seed,
+            seed=self._seed_of_evaluation,
             limit=recipe.evaluation.alignment_prompts,
         )
         inputs: dict[str, Source] = {"prompts": self.benchmarks[benchmark], "model": self.teacher}
         return self.add(f"reference_{benchmark}", "sample", sampling, inputs)
+
+    @property
+    def _seed_of_evaluation(self) -> int:
+        own = self.recipe.evaluation.seed
+        return self.recipe.seed if own is None else own
 
     def _check_answers_fit(self, benchmark: BenchmarkConfig, key: str, max_tokens: int) -> None:
         """Raises UserError where an engine has no room for the longest answer: every long one would be wrong, unseen."""
@@ -359,7 +364,7 @@ class _GraphBuilder(RehearsalSteps, TeacherSteps):
                     samples=settings.samples,
                     max_tokens=settings.max_tokens,
                     answers_per_shard=recipe.evaluation.answers_per_shard,
-                    seed=recipe.seed,
+                    seed=self._seed_of_evaluation,
                 )
                 answers = self.add(f"answer_{name}_{benchmark}", "answer", answering, {"model": model, **others})
                 grading = GradeConfig(threads=recipe.launch.threads, grader=config.grader or declared.grader)
@@ -367,6 +372,8 @@ class _GraphBuilder(RehearsalSteps, TeacherSteps):
         config_of_report = ReportConfig(
             threads=recipe.launch.threads,
             title=recipe.name,
+            teacher=recipe.teacher.model.name,
+            student=recipe.student.model.name,
             stages=[stage.name for stage in recipe.stages],
             models=list(models),
             benchmarks=list(self.benchmarks),

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
-import subprocess
 from dataclasses import dataclass
 from typing import Protocol
 
 from dasd_megatron.config.gpu_specs import GPU_SPECS, GpuName
 from dasd_megatron.config.recipe import Recipe
 from dasd_megatron.planning.job_resources import job_resources
+from dasd_megatron.runtime.machine import gpu_model
 from dasd_megatron.runtime.replicas import replica_count, visible_gpus
 from dasd_megatron.slurm.cluster_config import ClusterConfig
 from dasd_megatron.steps.step import Ranks, Replicas, Step
@@ -102,9 +101,6 @@ class ClusterNodes:
 
 
 def _gpu_here() -> GpuName | None:
-    """By the driver's own tool; None without one, and for a GPU of another kind."""
-    if not visible_gpus() or shutil.which("nvidia-smi") is None:
-        return None
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    names = subprocess.run(command, capture_output=True, text=True).stdout.lower()
-    return next((gpu for gpu in GPU_SPECS if gpu in names), None)
+    """None without one, and for a GPU of another kind."""
+    name = (gpu_model() or "").lower()
+    return next((gpu for gpu in GPU_SPECS if gpu in name), None)

@@ -41,7 +41,7 @@ def rehearse_here(path: Path, overrides: Sequence[str]) -> int:
     machines = ThisMachine.found()
     own = recipe_of_rehearsal(recipe, machines)
     with _alone(own):
-        check_not_on_a_cluster(own)
+        check_not_on_a_cluster(own.run_dir)
         steps = build_steps(own)
         try:
             walls = _run_all(_written(own), steps)

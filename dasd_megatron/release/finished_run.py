@@ -47,7 +47,7 @@ class FinishedRun:
     def step(self, name: str) -> Artifact:
         """What a step made. Its folder is where the run folder is now, wherever it was written."""
         recorded = Path(self.report.manifest["inputs"][name]["path"])
-        return Artifact(self.folder / recorded.parent.name / recorded.name)
+        return Artifact(self.report.path.parent / recorded.name)
 
     @cached_property
     def stages(self) -> list[Stage]:
@@ -82,7 +82,10 @@ def _published_report(folder: Path) -> Artifact:
     if not all(file.is_file() for file in files):
         raise UserError(f"{folder}: no finished run (no {PAGE}); run its recipe to the end first")
     shown = {file.name: hash_file(file) for file in files}
-    for path in sorted(folder.glob("*/report-*")):
+    artifacts = folder / "artifacts"
+    if not artifacts.is_dir():  # runs of a study share a folder
+        artifacts = (folder / "final").resolve().parent
+    for path in sorted(artifacts.glob("report-*")):
         if is_complete(path):
             report = Artifact(path)
             if shown == {entry["name"]: entry["sha256"] for entry in report.manifest["files"]}:

@@ -34,6 +34,9 @@ class ReportConfig(StepConfig):
     """Config of a step `report`."""
 
     title: str
+    # Names of their folders.
+    teacher: str
+    student: str
     stages: list[str]
     models: list[str]
     benchmarks: list[str]
@@ -48,7 +51,12 @@ class ReportStep(StepKind[ReportConfig]):
     def run(self, context: StepContext[ReportConfig]) -> dict[str, Any]:
         """Writes the files into the artifact."""
         artifacts = {name: Artifact(path) for name, path in context.inputs.items()}
-        summary = summarize(artifacts, context.config.models, context.config.benchmarks)
+        config = context.config
+        summary = {
+            "teacher": config.teacher,
+            "student": config.student,
+            **summarize(artifacts, config.models, config.benchmarks),
+        }
         write_json(context.output.path / SUMMARY, summary)
         write_json(context.output.path / SCORES, scores(artifacts, context.config.models, context.config.benchmarks))
         page = _page(context.config, artifacts, summary)

@@ -27,7 +27,25 @@ def summarize(artifacts: Mapping[str, Artifact], models: Sequence[str], benchmar
     return {
         "benchmarks": {benchmark: _of_benchmark(artifacts, models, benchmark) for benchmark in benchmarks},
         "seconds": {name: artifact.manifest["seconds"] for name, artifact in artifacts.items()},
+        **_machines(artifacts),
     }
+
+
+def _machines(artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
+    """What the steps ran on, and for how long: GPUs by kind, CPU cores, hours of steps, and of the GPUs that they held.
+
+    A step that was interrupted counts from its last start.
+    """
+    gpus: dict[str, int] = {}
+    cores, hours, gpu_hours = 0, 0.0, 0.0
+    for artifact in artifacts.values():
+        machine, step_hours = artifact.manifest["machine"], artifact.manifest["seconds"] / 3600
+        held = machine["gpus"] * machine["nodes"]
+        hours, gpu_hours = hours + step_hours, gpu_hours + step_hours * held
+        cores = max(cores, machine["cores"] * machine["nodes"])
+        if machine["gpu"] is not None:
+            gpus[machine["gpu"]] = max(gpus.get(machine["gpu"], 0), held)
+    return {"gpus": gpus, "cores": cores, "hours": hours, "gpu_hours": gpu_hours}
 
 
 def _of_benchmark(artifacts: Mapping[str, Artifact], models: Sequence[str], benchmark: str) -> dict[str, Any]:
@@ -43,6 +61,7 @@ def _of_benchmark(artifacts: Mapping[str, Artifact], models: Sequence[str], benc
         "measures": {model: grade.manifest["measures"] for model, grade in grades.items()},
         "alignment": {model: facts["alignment"] for model, facts in answers.items() if "alignment" in facts},
         "steps": {later: _comparison(grades[earlier], grades[later], earlier) for earlier, later in pairwise(students)},
+        "gain": _comparison(grades[students[0]], grades[students[-1]], students[0]) if students[1:] else {},
     }
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -28,7 +29,9 @@ def run_all(recipe: Recipe, path: Path, overrides: Sequence[str], steps: Mapping
     """Runs every step that isn't done, then publishes the report and the final model in the run folder."""
     busy = f"{recipe.run_dir}: another process is running this recipe; wait for it, or choose another run_dir"
     with hold(recipe.run_dir / ".lock", busy):
-        check_not_on_a_cluster(recipe)
+        # Artifacts that runs share may be those of a study.
+        for folder in dict.fromkeys((recipe.run_dir, recipe.folder_of_artifacts.parent)):
+            check_not_on_a_cluster(folder)
         for number, step in enumerate(steps.values(), 1):
             if step.done:
                 print(f"[{number}/{len(steps)}] {step.name}: done before", flush=True)
@@ -40,9 +43,9 @@ def run_all(recipe: Recipe, path: Path, overrides: Sequence[str], steps: Mapping
         publish(recipe, steps)
 
 
-def check_not_on_a_cluster(recipe: Recipe) -> None:
-    """Raises UserError where Slurm jobs of this run folder are queued or running, as far as that can be seen from here."""
-    path = recipe.run_dir / SUBMISSION
+def check_not_on_a_cluster(folder: Path) -> None:
+    """Raises UserError where Slurm jobs of this folder are queued or running, as far as that can be seen from here."""
+    path = folder / SUBMISSION
     if not path.is_file() or shutil.which("squeue") is None:
         return
     submission = Submission.read(path)
@@ -51,7 +54,7 @@ def check_not_on_a_cluster(recipe: Recipe) -> None:
         active = subprocess.run(command, capture_output=True, text=True).stdout.split()
         if active:
             raise UserError(
-                f"{recipe.run_dir}: this run is submitted ({submission.id} by {submission.user}); {len(active)} of its jobs are "
+                f"{folder}: this run is submitted ({submission.id} by {submission.user}); {len(active)} of its jobs are "
                 f"queued or running. Follow them with --executor slurm --watch, or cancel them with: scancel {' '.join(active)}"
             )
 
@@ -84,12 +87,32 @@ def run_one(step: Step, path: Path, overrides: Sequence[str]) -> None:
         )
 
 
-def start(step: Step, path: Path, overrides: Sequence[str], log: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
-    """Starts a step, as a process that ends with this one; `log` takes what it prints."""
+def start(
+    step: Step,
+    path: Path,
+    overrides: Sequence[str],
+    log: IO[bytes] | None = None,
+    cores: Collection[int] = (),
+    gpus: Sequence[str] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Starts a step, as a process that ends with this one.
+
+    Args:
+        log: takes what it prints.
+        cores, gpus: the only ones that it may use; by default all.
+    """
     command = [*_launcher(step.processes), RUN_STEP, str(path), step.name, *overrides]
     in_child, environment = child_options()
     environment["OMP_NUM_THREADS"] = str(step.config.threads)
-    return subprocess.Popen(command, env=environment, preexec_fn=in_child, stdout=log, stderr=log)
+    if gpus is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+
+    def prepare() -> None:
+        in_child()
+        if cores:
+            os.sched_setaffinity(0, cores)
+
+    return subprocess.Popen(command, env=environment, preexec_fn=prepare, stdout=log, stderr=log)
 
 
 def _launcher(processes: Ranks | Replicas | None) -> list[str]:

@@ -20,6 +20,7 @@ from dasd_megatron.config.load import load_recipe
 from dasd_megatron.pipeline.graph import build_steps, find_step
 from dasd_megatron.runtime.filter_preview import FilterPreview
 from dasd_megatron.runtime.git_source import source_of_this_code
+from dasd_megatron.runtime.machine import machine_facts
 from dasd_megatron.runtime.shard_queue import LeasedShards, run_shards
 from dasd_megatron.steps.step import POLL, Ranks, ShardedStepKind, Step, StepContext
 from dasd_megatron.utils.caches import use_writable_caches
@@ -41,12 +42,17 @@ ATTEMPT = ".attempt"
 
 
 def run_step(
-    step: Step, command: Sequence[str], attempt: str | None = None, preview: FilterPreview | None = None
+    step: Step,
+    command: Sequence[str],
+    attempt: str | None = None,
+    preview: FilterPreview | None = None,
+    shared: bool = False,
 ) -> None:
     """Runs `step` to its end; a step that is done already is left alone.
 
     `command` is the command line (after the interpreter) that starts a replica of this step. With an `attempt`, replicas on
-    other machines wait until this process has the step's lease, and this one waits for a holder that a lost node left.
+    other machines wait until this process has the step's lease, and this one waits for a holder that a lost node left. It also
+    waits where artifacts are `shared` with other runs, which may be making this one.
     """
     if step.done:
         print(f"{step.name}: done already ({step.folder})", file=sys.stderr)
@@ -56,7 +62,7 @@ def run_step(
         step.kind.run(context)
         return
     busy = f"{step.folder}: another process is running this step; wait for it, or stop it"
-    with hold(step.folder / ".lock", busy, PATIENCE if attempt is None else math.inf):
+    with hold(step.folder / ".lock", busy, math.inf if shared or attempt is not None else PATIENCE):
         if step.done:  # by the holder that was waited for
             return
         context.output.clear_leftovers()
@@ -64,7 +70,7 @@ def run_step(
             write_atomically(step.folder / ATTEMPT, lambda file: file.write(attempt.encode()))
         start = time.monotonic()
         facts = _run_kind(step, context, command, preview)
-        context.output.finish(seconds=round(time.monotonic() - start, 2), **facts)
+        context.output.finish(seconds=round(time.monotonic() - start, 2), machine=machine_facts(), **facts)
 
 
 def _run_kind(
@@ -126,7 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_launcher()
     try:
-        steps = build_steps(load_recipe(args.recipe, args.overrides))
+        recipe = load_recipe(args.recipe, args.overrides)
+        steps = build_steps(recipe)
         step = find_step(steps, args.step, args.recipe)
         # Before torch is imported: threads beyond a process's share of the cores make small models many times slower.
         os.environ["OMP_NUM_THREADS"] = str(step.config.threads)
@@ -139,7 +146,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run_replica(step, args.attempt)
         else:
             command = ["-m", RUN_STEP, str(args.recipe), args.step, *args.overrides]
-            run_step(step, command, args.attempt, FilterPreview.of(step, steps.values()))
+            shared = recipe.artifacts is not None
+            run_step(step, command, args.attempt, FilterPreview.of(step, steps.values()), shared)
         if not isinstance(step.processes, Ranks):
             exit_at_once()  # all is on disk; taking an engine down in order costs seconds
     except UserError as error:

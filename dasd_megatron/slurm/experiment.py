@@ -69,7 +69,7 @@ def jobs_of(
     for name, step in steps.items():
         sources = [source for source in step.inputs.values() if isinstance(source, Step)]
         named = [source.folder.name if owners else source.name for source in sources]
-        parents = [parent for parent in named if parent in steps]
+        parents = [parent for parent in dict.fromkeys(named) if parent in steps and not steps[parent].done]
         ancestors[name] = set(parents).union(*(ancestors[parent] for parent in parents))
         if step.done:
             continue
@@ -85,7 +85,7 @@ def jobs_of(
             )
         # A job that waits for another needn't wait for what that one waits for.
         implied = set().union(*(ancestors[parent] for parent in parents))
-        after = [parent for parent in dict.fromkeys(parents) if parent not in implied and not steps[parent].done]
+        after = [parent for parent in parents if parent not in implied]
         jobs.append(StepJob(name, step, owner, file, resources, tuple(after), grace_period))
     return jobs
 

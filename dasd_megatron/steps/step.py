@@ -28,7 +28,7 @@ from dasd_megatron.steps.cost_estimate import Cost, Documents, InputEstimates, P
 from dasd_megatron.utils.hashing import fingerprint, hash_json
 
 # Raised when the format or meaning of a kind's artifact changes, so that older folders are not taken for new ones.
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 
 
 class StepConfig(Config):

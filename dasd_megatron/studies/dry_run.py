@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dasd_megatron.studies.durations import clock, core_count, seconds_by_kind, seconds_of
+from dasd_megatron.studies.durations import clock, seconds_by_kind, seconds_of
+from dasd_megatron.studies.machine_shares import Machine
 from dasd_megatron.studies.study import Study, steps_of
 from dasd_megatron.utils.text_table import text_table
 
@@ -22,7 +23,8 @@ def print_study(study: Study) -> None:
     seeds = len(study.config.seeds)
     runs = f"{len(study.config.arms)} arms with {seeds} seed{'s' if seeds > 1 else ''}"
     print(f"\n{runs}: {len(steps):,} different steps, {len(steps) - len(left):,} of them done")
-    seconds = seconds_of(seconds_by_kind(steps), left, core_count())
+    machine = Machine()
+    seconds = seconds_of(seconds_by_kind(steps), ((step, machine.part(step)) for step in left))
     if left and seconds is not None:
         print(f"the others take about {clock(seconds)} on this machine, by those of the same kind that are done")
     elif left:

@@ -1,27 +1,11 @@
-"""How many cores the steps of a study take, and for how long."""
+"""How long the steps of a study take, by those that are done."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from dasd_megatron.artifacts.artifact import Artifact
-from dasd_megatron.runtime.replicas import cpu_cores, replica_count, visible_gpus
-from dasd_megatron.steps.step import Ranks, Replicas, Step
-
-
-def core_count() -> int:
-    """How many steps of one core may run at once: on a machine with GPUs, which engines and ranks share, one."""
-    return 1 if visible_gpus() else cpu_cores()
-
-
-def cores_of(step: Step, cores: int) -> int:
-    """How many cores a step takes, at most all."""
-    processes, count = step.processes, 1
-    if isinstance(processes, Ranks):
-        count = processes.world_size
-    elif isinstance(processes, Replicas):
-        count = replica_count(processes)
-    return min(cores, count * step.config.threads)
+from dasd_megatron.steps.step import Step
 
 
 def seconds_by_kind(steps: Iterable[Step]) -> dict[str, list[float]]:
@@ -33,14 +17,14 @@ def seconds_by_kind(steps: Iterable[Step]) -> dict[str, list[float]]:
     return found
 
 
-def seconds_of(known: Mapping[str, list[float]], steps: Sequence[Step], cores: int) -> float | None:
-    """How long `steps` take, by those of the same kind that are done; None where no step of a kind is."""
+def seconds_of(known: Mapping[str, list[float]], shares: Iterable[tuple[Step, float]]) -> float | None:
+    """How long steps take together, each of which takes a share of the machine; None where no step of a kind is done."""
     total = 0.0
-    for step in steps:
+    for step, share in shares:
         took = known.get(step.kind.name)
         if not took:
             return None
-        total += sum(took) / len(took) * cores_of(step, cores) / cores
+        total += sum(took) / len(took) * share
     return total
 
 

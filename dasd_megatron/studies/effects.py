@@ -18,6 +18,9 @@ from dasd_megatron.evaluation.measures import LEVEL
 Numbers = NDArray[np.float64]
 # Share of studies in which a difference is to be seen, and simulated studies.
 POWER, SIMULATIONS = 0.8, 2_000
+# Degrees of freedom for each seed but one, at most: with few seeds that are alike by chance the formula gives hundreds, and too
+# narrow intervals.
+MOST_FREEDOM = 4.0
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,14 @@ class Estimate:
     """A mean over seeds and problems.
 
     Attributes:
+        problems: over how many.
         error: its standard error, of both.
         seed_error, problem_error: of the mean over seeds, the problems being given, and the other way round.
         low, high: its interval at LEVEL.
         p_value: of its being zero.
     """
 
+    problems: int
     mean: float
     error: float
     seed_error: float
@@ -59,7 +64,7 @@ def estimate(scores: Numbers) -> Estimate:
     width = float(t.ppf((1 + LEVEL) / 2, freedom)) * error
     p_value = float(2 * t.sf(abs(mean) / error, freedom)) if error else float(mean == 0)
     of_seeds, of_problems = float(spread.seed[0]) ** 0.5, float(spread.problem[0]) ** 0.5
-    return Estimate(mean, error, of_seeds, of_problems, mean - width, mean + width, p_value)
+    return Estimate(scores.shape[1], mean, error, of_seeds, of_problems, mean - width, mean + width, p_value)
 
 
 def _spread(tables: Numbers) -> _Spread:
@@ -76,7 +81,7 @@ def _spread(tables: Numbers) -> _Spread:
     both = np.maximum(seed + problem - cells, np.maximum(seed, problem))
     squares = seed**2 / (seeds - 1) + (problem**2 + cells**2 / (seeds - 1)) / max(problems - 1, 1)
     freedom = np.divide(both**2, squares, out=np.full_like(both, seeds - 1), where=squares > 0)
-    return _Spread(seed, problem, both, np.maximum(freedom, 1.0))
+    return _Spread(seed, problem, both, np.clip(freedom, 1.0, MOST_FREEDOM * (seeds - 1)))
 
 
 def _variance(values: Numbers) -> Numbers:
@@ -96,11 +101,15 @@ def smallest_seen(differences: Numbers, seed: int = 0) -> float:
     from scipy.optimize import brentq
     from scipy.stats import t
 
+    if not np.ptp(differences):
+        return 0.0
     random = np.random.default_rng(seed)
-    tables = [_simulated(differences, random) for _ in range(SIMULATIONS)]
-    spreads = [_spread(table[np.newaxis]) for table in tables]
-    means = np.array([table.mean() for table in tables])
-    limits = np.array([float(t.ppf((1 + LEVEL) / 2, one.freedom[0])) * float(one.both[0]) ** 0.5 for one in spreads])
+    means, limits = np.empty(SIMULATIONS), np.empty(SIMULATIONS)
+    for number in range(SIMULATIONS):
+        table = _simulated(differences, random)
+        spread = _spread(table[np.newaxis])
+        means[number] = table.mean()
+        limits[number] = float(t.ppf((1 + LEVEL) / 2, spread.freedom[0])) * float(spread.both[0]) ** 0.5
     widest = float(np.max(limits + np.abs(means)))
     if widest == 0:
         return 0.0

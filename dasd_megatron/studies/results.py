@@ -13,6 +13,7 @@ from dasd_megatron.pipeline.graph import STUDENT, TEACHER
 from dasd_megatron.report.summary import scores_by_temperature
 from dasd_megatron.studies.effects import Estimate, Numbers, estimate, smallest_seen
 from dasd_megatron.studies.study import Study, StudyRun
+from dasd_megatron.utils.errors import UserError
 
 KL = "KL"
 # {problem: number} of one model.
@@ -63,9 +64,10 @@ class Results:
 
 
 def results_of(study: Study) -> Results:
-    """Of a study whose runs are done."""
+    """Of the seeds with which every arm is done. Raises UserError where nothing can be compared."""
+    seeds = study.whole_seeds
     found: dict[str, dict[str, dict[str, list[ByProblem]]]] = {}
-    for run in study.runs:
+    for run in (run for run in study.runs if run.seed in seeds):
         for name, model in _models(study, run).items():
             for benchmark in study.benchmarks:
                 measures = found.setdefault(name, {}).setdefault(benchmark, {})
@@ -92,7 +94,7 @@ def results_of(study: Study) -> Results:
         benchmark: Artifact(study.runs[0].steps[f"benchmark_{benchmark}"].folder).row_count("prompts")
         for benchmark in study.benchmarks
     }
-    return Results(study.config.seeds, problems, estimates, comparisons)
+    return Results(seeds, problems, estimates, comparisons)
 
 
 def _models(study: Study, run: StudyRun) -> dict[str, str]:
@@ -119,8 +121,19 @@ def _measured(run: StudyRun, model: str, benchmark: str) -> dict[str, ByProblem]
 def _table(of_seeds: Sequence[ByProblem], problems: Sequence[str] | None = None) -> Numbers:
     """(seeds, problems): of `problems`, by default those that every seed has."""
     if problems is None:
-        problems = sorted(set.intersection(*(set(scores) for scores in of_seeds)))
+        problems = _common(of_seeds)
     return np.array([[scores[problem] for problem in problems] for scores in of_seeds])
+
+
+def _common(scores: Sequence[ByProblem]) -> list[str]:
+    """The problems that all of them have. Raises UserError where there are none."""
+    found = set.intersection(*(set(of_one) for of_one in scores))
+    if not found:
+        raise UserError(
+            "KL can't be compared: there is no problem of which the teacher's response ended and fits every model; raise "
+            "sampling.max_tokens or engine.max_length, or set evaluation.teacher=false"
+        )
+    return sorted(found)
 
 
 def _effects(
@@ -131,7 +144,7 @@ def _effects(
     for benchmark, measures in ours.items():
         for measure, of_seeds in measures.items():
             against = others[benchmark][measure]
-            problems = sorted(set.intersection(*(set(scores) for scores in (*of_seeds, *against))))
+            problems = _common([*of_seeds, *against])
             differences = _table(of_seeds, problems) - _table(against, problems)
             found.setdefault(benchmark, {})[measure] = Effect(estimate(differences), smallest_seen(differences))
     return found

@@ -1,4 +1,4 @@
-"""Runs the steps of a study on this machine: each once, as many at a time as there are cores for."""
+"""Runs the steps of a study on this machine: each once, as many at a time as there are cores and GPUs for."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dasd_megatron.runtime.local_runner import check_not_on_a_cluster, start
-from dasd_megatron.runtime.publish import publish
 from dasd_megatron.steps.step import Step
-from dasd_megatron.studies.durations import clock, core_count, cores_of, seconds_by_kind, seconds_of
+from dasd_megatron.studies.durations import clock, seconds_by_kind, seconds_of
+from dasd_megatron.studies.machine_shares import Machine, Share
 from dasd_megatron.studies.study import Study, StudyRun, steps_of
 from dasd_megatron.utils.errors import Stopped, UserError
 from dasd_megatron.utils.lease import hold
@@ -27,12 +27,19 @@ TAIL = 4_000
 
 @dataclass
 class _Running:
-    """A step's process."""
+    """A step's process.
+
+    Attributes:
+        log: what it prints, after what attempts before it have printed.
+        begins: where in it.
+    """
 
     step: Step
     run: StudyRun
     process: subprocess.Popen[bytes]
+    share: Share
     log: Path
+    begins: int
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -42,7 +49,7 @@ class _Running:
 
 
 def run_study(study: Study) -> None:
-    """Runs every step that isn't done, and publishes each run.
+    """Runs every step that isn't done, and publishes each run that is.
 
     A step that fails holds up what needs it alone. Raises UserError at the end where one did, and Stopped at a stop signal.
     """
@@ -50,28 +57,27 @@ def run_study(study: Study) -> None:
     with hold(
         folder / ".lock", f"{folder}: another process is running this study; wait for it, or choose another study_dir"
     ):
+        check_not_on_a_cluster(folder)
         for run in study.runs:
-            check_not_on_a_cluster(run.recipe)
             run.write_recipe()
         failures = _Runner(study).run()
         for run in study.runs:
-            if all(step.done for step in run.steps.values()):
-                publish(run.recipe, run.steps)
+            if run.done:
+                run.publish()
     if failures:
         raise UserError("\n".join(failures) + "\nrun the same command again to resume from here; what is done is done")
 
 
 class _Runner:
-    """Keeps as many processes going as there are cores for."""
+    """Keeps as many processes going as there is room for."""
 
     def __init__(self, study: Study) -> None:
         self._logs = study.config.study_dir / "logs"
         self._steps = steps_of(study)
         self._left = {name: step for name, (step, _) in self._steps.items() if not step.done}
-        self._cores = core_count()
+        self._machine = Machine()
         self._running: list[_Running] = []
         self._failures: list[str] = []
-        self._failed: set[str] = set()
         self._seconds = seconds_by_kind(step for step, _ in self._steps.values())
 
     def run(self) -> list[str]:
@@ -86,42 +92,43 @@ class _Runner:
                 time.sleep(POLL)
                 for running in [one for one in self._running if one.process.poll() is not None]:
                     self._running.remove(running)
+                    self._machine.give_back(running.share)
                     self._end(running)
         return [
             *self._failures,
-            *([f"{len(self._left)} steps need what failed"] if self._left and self._failed else []),
+            *([f"{len(self._left)} steps need what failed"] if self._left and self._failures else []),
         ]
 
     def _start_some(self) -> None:
-        """Starts steps whose inputs are there, in the study's order, while there are cores for them."""
+        """Starts steps whose inputs are there, in the study's order, while there is room for them."""
         for name, step in list(self._left.items()):
-            free = self._cores - sum(cores_of(running.step, self._cores) for running in self._running)
-            if free <= 0:
-                return
-            if cores_of(step, self._cores) <= free and _is_ready(step):
-                del self._left[name]
-                log, run = self._logs / f"{name}.log", self._steps[name][1]
-                with log.open("ab") as file:
-                    self._running.append(_Running(step, run, start(step, run.file, [], file), log))
+            share = self._machine.take(step) if _is_ready(step) else None
+            if share is None:
+                continue
+            del self._left[name]
+            log, run = self._logs / f"{name}.log", self._steps[name][1]
+            begins = log.stat().st_size if log.exists() else 0
+            with log.open("ab") as file:
+                process = start(step, run.file, [], file, share.cores, share.gpus)
+            self._running.append(_Running(step, run, process, share, log, begins))
 
     def _end(self, running: _Running) -> None:
         """Tells how a step ended."""
-        seconds = time.monotonic() - running.started
-        number = len(self._steps) - len(self._left) - len(self._running) - len(self._failures)
-        if running.process.returncode == 0:
+        seconds, code = time.monotonic() - running.started, running.process.returncode
+        if code == 0:
             self._seconds.setdefault(running.step.kind.name, []).append(seconds)
+            number = len(self._steps) - len(self._left) - len(self._running) - len(self._failures)
             print(f"[{number}/{len(self._steps)}] {running.label}: {seconds:.1f} s{self._time_left()}", flush=True)
             return
-        self._failed.add(running.step.folder.name)
-        message = f"{running.label} failed (exit code {running.process.returncode}): {_message(running.log)}"
+        how = f"exit code {code}" if code > 0 else f"killed by {signal.Signals(-code).name}"
+        message = f"{running.label} failed ({how}): {_message(running)}"
         self._failures.append(message)
         print(f"failed: {message}", flush=True)
 
     def _time_left(self) -> str:
         """By how long steps of the same kind have taken."""
-        seconds = seconds_of(
-            self._seconds, [*self._left.values(), *(running.step for running in self._running)], self._cores
-        )
+        steps = [*self._left.values(), *(running.step for running in self._running)]
+        seconds = seconds_of(self._seconds, ((step, self._machine.part(step)) for step in steps))
         return "" if seconds is None or not self._left else f", about {clock(seconds)} left"
 
     @contextmanager
@@ -145,8 +152,10 @@ def _is_ready(step: Step) -> bool:
     return all(source.done for source in step.inputs.values() if isinstance(source, Step))
 
 
-def _message(log: Path) -> str:
+def _message(running: _Running) -> str:
     """What a step that failed has said, and where the rest is."""
-    text = log.read_bytes()[-TAIL:].decode(errors="replace")
+    with running.log.open("rb") as file:
+        file.seek(max(running.begins, running.log.stat().st_size - TAIL))
+        text = file.read().decode(errors="replace")
     said = [line.removeprefix("error: ") for line in text.splitlines() if line.startswith("error: ")]
-    return f"{said[-1]} ({log})" if said else f"see {log}"
+    return f"{said[-1]} ({running.log})" if said else f"see {running.log}"

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from dasd_megatron.config.recipe import Recipe
 from dasd_megatron.planning.costs import Costs
-from dasd_megatron.runtime.publish import publish
 from dasd_megatron.slurm.absolute_paths import with_absolute_paths
 from dasd_megatron.slurm.cluster_config import ClusterConfig, load_cluster
 from dasd_megatron.slurm.experiment import StepJob, jobs_of
@@ -34,15 +33,19 @@ class StudyJobs:
     steps: dict[str, Step]
     jobs: list[StepJob]
 
-    def gpu_hours(self) -> dict[str, float]:
-        """What the jobs of each arm take that no arm before has; jobs whose hours aren't known are left out."""
+    def gpu_hours(self) -> tuple[dict[str, float], list[str]]:
+        """What the jobs of each arm take that no arm before has; and why some jobs' hours aren't known, which are left out."""
         found = dict.fromkeys(self.study.config.arms, 0.0)
+        missing: dict[str, None] = {}
         owners = {name: run for name, (_, run) in steps_of(self.study).items()}
         costs = {run.file: Costs(run.recipe, self.cluster.gpu) for run in self.study.runs}
         for job in self.jobs:
             run = owners[job.name]
-            found[run.arm] += costs[run.file].of(job.step, job.resources).gpu_hours or 0.0
-        return found
+            cost = costs[run.file].of(job.step, job.resources)
+            found[run.arm] += cost.gpu_hours or 0.0
+            if cost.missing is not None:
+                missing[cost.missing] = None
+        return found, list(missing)
 
 
 def jobs_of_study(path: Path, cluster_file: Path) -> StudyJobs:
@@ -68,15 +71,18 @@ def run_study_on_slurm(made: StudyJobs, options: SubmitOptions) -> int:
     code = run_jobs(made.recipe, made.steps, made.steps, made.jobs, made.cluster, options) if made.jobs else 0
     if not options.detach:
         for run in made.study.runs:
-            if all(step.done for step in run.steps.values()):
-                publish(run.recipe, run.steps)
+            if run.done:
+                run.publish()
     return code
 
 
 def plan_lines(made: StudyJobs) -> Iterator[str]:
     """GPU-hours by arm."""
-    hours = made.gpu_hours()
+    hours, missing = made.gpu_hours()
     yield "GPU-hours of what isn't done, each step counted for the first arm that has it: " + ", ".join(
         f"{arm} {of_arm:,.1f}" for arm, of_arm in hours.items()
     )
     yield f"{len(made.jobs):,} jobs, {sum(hours.values()):,.1f} GPU-hours"
+    if missing:
+        yield "the sums leave out what is unknown:"
+        yield from (f"  {reason}" for reason in missing)

@@ -19,12 +19,18 @@ PAGE, NUMBERS, TABLES, FIGURES = "study.html", "study.json", "study.md", "figure
 
 
 def conclude(study: Study) -> None:
-    """Of a study whose runs are done: writes the files, and prints the tables."""
+    """Writes the files and prints the tables, of the seeds with which every arm is done; says what is missing."""
+    seeds = study.whole_seeds
+    if len(seeds) < len(study.config.seeds):
+        left = [seed for seed in study.config.seeds if seed not in seeds]
+        print(f"not every arm is done with seed{'s' if len(left) > 1 else ''} {', '.join(map(str, left))}: left out")
+    if not seeds:
+        return
     results = results_of(study)
     write_study(study, results)
     for benchmark, problems in results.problems.items():
-        seeds = ", ".join(map(str, results.seeds))
-        print(f"\n{study.config.name}: {benchmark}, {problems:,} problems, seeds {seeds} (mean ± standard error)\n")
+        with_seeds = f"seeds {', '.join(map(str, results.seeds))}"
+        print(f"\n{study.config.name}: {benchmark}, {problems:,} problems, {with_seeds} (mean ± standard error)\n")
         print("\n".join(text_table(arm_rows(results, benchmark))))
         if results.comparisons:
             print("\n" + "\n".join(text_table(comparison_rows(results, benchmark), words=(0, 1))))

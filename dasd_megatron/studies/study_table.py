@@ -19,8 +19,9 @@ def measure_title(measure: str) -> str:
 
 def arm_rows(results: Results, benchmark: str) -> Rows:
     """A row for each model and arm: mean ± standard error, of seeds and problems; heads first."""
-    measures = list(next(iter(results.estimates.values()))[benchmark])
-    rows = [["arm", *map(measure_title, measures)]]
+    first = next(iter(results.estimates.values()))[benchmark]
+    measures = list(first)
+    rows = [["arm", *(_head(measure, first[measure].problems, results.problems[benchmark]) for measure in measures)]]
     for name, found in results.estimates.items():
         cells = [
             _mean(found[benchmark][measure], measure) if measure in found[benchmark] else "" for measure in measures
@@ -36,6 +37,11 @@ def comparison_rows(results: Results, benchmark: str) -> Rows:
         for measure, effect in comparison.effects[benchmark].items():
             rows.append([comparison.name, measure_title(measure), *_effect(effect, measure)])
     return rows
+
+
+def _head(measure: str, problems: int, all_problems: int) -> str:
+    """A column's; KL is over the problems of which the teacher's response ended."""
+    return measure_title(measure) + (f", {problems:,} responses" if problems != all_problems else "")
 
 
 def label(name: str) -> str:
@@ -56,7 +62,8 @@ def _effect(effect: Effect, measure: str) -> list[str]:
     by, found = scale(measure), effect.difference
     p_value = "< 0.001" if found.p_value < 0.0005 else f"{found.p_value:.3f}"
     interval = f"{by * found.low:+.1f} to {by * found.high:+.1f}"
-    return [f"{by * found.mean:+.1f}", interval, p_value, f"{by * effect.smallest_seen:.1f}"]
+    seen = f"{by * effect.smallest_seen:.1f}" if effect.smallest_seen else "–"
+    return [f"{by * found.mean:+.1f}", interval, p_value, seen]
 
 
 def markdown_lines(rows: Sequence[Sequence[str]]) -> Iterator[str]:

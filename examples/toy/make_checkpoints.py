@@ -16,14 +16,14 @@ from __future__ import annotations
 import argparse
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from chat_tokenizers import MAX_LENGTH, STUDENT, TEACHER, TokenizerSpec, build_tokenizer
-from problems import LENGTHS, SLIP_RATE, Mode, draw_mode, draw_problem, is_correct, read_problems, write_trace
+from problems import LENGTHS, draw_mode, draw_problem, is_correct, read_problems, write_trace
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -37,7 +37,7 @@ from transformers.utils.logging import disable_progress_bar
 
 HERE = Path(__file__).resolve().parent
 IGNORED = -100  # the label of positions that carry no loss
-MAX_NEW_TOKENS = 128
+MAX_NEW_TOKENS = 384
 PROGRESS_PROBLEMS = 200
 TEMPERATURES = (0.0, 0.6, 1.0)
 
@@ -52,8 +52,7 @@ class ModelRecipe:
         intermediate_size: width of the MLP.
         steps: optimizer steps.
         lengths: products in the problems it is trained on.
-        mode: the only mode it is trained on; None for both, as often as the task says.
-        slip_rate: share of its steps that are slips.
+        write: writes a response to a problem.
         first_lengths: products in the problems of the first steps (easier ones first make learning faster).
         first_share: the share of steps that are the first.
         batch_size: responses a step.
@@ -67,9 +66,8 @@ class ModelRecipe:
     hidden_size: int
     intermediate_size: int
     steps: int
+    write: Callable[[str, random.Random], str]
     lengths: tuple[int, ...] = LENGTHS
-    mode: Mode | None = None
-    slip_rate: float = SLIP_RATE
     first_lengths: tuple[int, ...] = (2, 3)
     first_share: float = 0.25
     batch_size: int = 64
@@ -79,16 +77,20 @@ class ModelRecipe:
     seed: int = 0
 
 
+def write_as_teacher(problem: str, rng: random.Random) -> str:
+    """In either mode, with slips."""
+    return write_trace(problem, draw_mode(rng), rng)
+
+
+def write_without_slips(problem: str, rng: random.Random) -> str:
+    """In the commoner mode."""
+    return write_trace(problem, "products_first", rng, slip_rate=0.0)
+
+
 RECIPES: dict[str, ModelRecipe] = {
-    "teacher": ModelRecipe(tokenizer=TEACHER, hidden_size=96, intermediate_size=256, steps=1600),
+    "teacher": ModelRecipe(TEACHER, hidden_size=96, intermediate_size=256, steps=1600, write=write_as_teacher),
     "student": ModelRecipe(
-        tokenizer=STUDENT,
-        hidden_size=64,
-        intermediate_size=160,
-        steps=900,
-        lengths=(2, 3),
-        mode="products_first",
-        slip_rate=0.0,
+        STUDENT, hidden_size=64, intermediate_size=160, steps=900, write=write_without_slips, lengths=(2, 3)
     ),
 }
 
@@ -148,8 +150,7 @@ def training_batches(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast, st
             examples = []
             for _ in range(8 * recipe.batch_size):
                 problem = draw_problem(rng, "train", lengths)
-                trace = write_trace(problem, recipe.mode or draw_mode(rng), rng, recipe.slip_rate)
-                examples.append(encode_example(tokenizer, problem, trace))
+                examples.append(encode_example(tokenizer, problem, recipe.write(problem, rng)))
             examples.sort(key=lambda example: len(example.input_ids))
             batches = [examples[i : i + recipe.batch_size] for i in range(0, len(examples), recipe.batch_size)]
             rng.shuffle(batches)
@@ -174,9 +175,8 @@ def learning_rate_at(step: int, steps: int, peak: float) -> float:
     return peak * warm_up * decay
 
 
-def train(name: str, steps: int | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+def train(name: str, recipe: ModelRecipe, steps: int | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """Train one model from nothing. ``steps`` overrides the recipe's number of steps."""
-    recipe = RECIPES[name]
     steps = recipe.steps if steps is None else steps
     tokenizer = build_tokenizer(recipe.tokenizer)
     model = build_model(recipe, tokenizer)
@@ -267,8 +267,8 @@ def report_accuracy(name: str, folder: Path) -> None:
     print(f"{name}: accuracy on {len(problems):,} validation problems: {', '.join(shares)}", flush=True)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line of the script."""
+def build_parser(folder: Path) -> argparse.ArgumentParser:
+    """The command line of the script in ``folder``."""
     parser = argparse.ArgumentParser(
         description="Train the toy problem's teacher and student (minutes on one CPU core) and print their accuracy.",
         epilog="examples: python examples/toy/make_checkpoints.py; "
@@ -277,26 +277,29 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", choices=[*RECIPES, "both"], default="both", help="which to make (default: both)")
     parser.add_argument(
-        "--output", type=Path, default=HERE, help="where teacher/ and student/ go (default: the folder of this script)"
+        "--output",
+        type=Path,
+        default=folder,
+        help="where teacher/ and student/ go (default: the folder of this script)",
     )
     parser.add_argument("--steps", type=int, help="another number of training steps, for a quick trial")
     parser.add_argument("--evaluate-only", action="store_true", help="train nothing: print the saved models' accuracy")
     return parser
 
 
-def main() -> None:
+def main(recipes: Mapping[str, ModelRecipe], folder: Path) -> None:
     """Train and save the models, then print the accuracy of what was saved."""
-    args = build_parser().parse_args()
+    args = build_parser(folder).parse_args()
     torch.set_num_threads(1)  # the order of sums, and so the weights, would depend on the number of threads
     torch.use_deterministic_algorithms(True)
     disable_progress_bar()  # "loading weights" of a model this small
-    names = list(RECIPES) if args.model == "both" else [args.model]
+    names = list(recipes) if args.model == "both" else [args.model]
     if not args.evaluate_only:
         for name in names:
-            save(*train(name, args.steps), args.output / name)
+            save(*train(name, recipes[name], args.steps), args.output / name)
     for name in names:
         report_accuracy(name, args.output / name)
 
 
 if __name__ == "__main__":
-    main()
+    main(RECIPES, HERE)

@@ -68,6 +68,11 @@ class Page:
             lambda _: self.one("#reader").get_attribute("data-query") == text.strip().lower()
         )
 
+    def prefer(self, colors: str) -> None:
+        """As someone sees it who prefers `light` or `dark` colors."""
+        features = [{"name": "prefers-color-scheme", "value": colors}]
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
     def run(self, script: str) -> Any:
         """The value of a JavaScript expression."""
         return self.driver.execute_script(f"return {script}")

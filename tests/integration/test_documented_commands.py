@@ -27,7 +27,7 @@ SMALLER = [
 
 # The reader's own files and folders, in place of which nothing stands, benchmarks that the hub has, the run of a paper's recipe.
 PLACEHOLDERS = re.compile(
-    r"^my\.yaml$|^cluster\.yaml$|^[A-Z][A-Z_]+$|^\[--|^(?!https?:).*=my\.|^aime24$|^runs/dasd_4b$"
+    r"^my\.yaml$|^study\.yaml$|^cluster\.yaml$|^[A-Z][A-Z_]+$|^\[--|^(?!https?:).*=my\.|^aime24$|^runs/dasd_4b$"
 )
 # These would take minutes to hours; that they start is what is checked.
 BENCHMARK = re.compile(r"`python (?:-m )?(benchmarks[./]\w+)")

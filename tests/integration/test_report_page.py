@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 
 from dasd_megatron.artifacts.artifact import Artifact
+from tests.helpers.axe import violations
 from tests.helpers.browser import PHONE, Page, browser
 from tests.helpers.small_run import artifacts
 
@@ -44,6 +47,46 @@ def test_figures_come_first(calm: Path, desk: Page) -> None:
     assert places == sorted(places)
     assert desk.errors == []
     assert desk.run("performance.getEntriesByType('resource').length") == 0
+
+
+def test_it_says_first_what_was_gained(calm: Path, desk: Page) -> None:
+    desk.open(calm / "report.html")
+    summary = json.loads((calm / "summary.json").read_text())
+    facts = summary["benchmarks"]["arithmetic"]
+    gain, measures = facts["gain"]["1"], facts["measures"]
+    assert gain["difference"] == pytest.approx(
+        measures["mixed_policy"]["1"]["accuracy"]["mean"] - measures["student"]["1"]["accuracy"]["mean"]
+    )
+    (line,) = desk.texts(".headline li")
+    before, after = (f"{100 * measures[model]['1']['accuracy']['mean']:.1f}%" for model in ("student", "mixed_policy"))
+    assert line.startswith(f"arithmetic at T=1: {100 * gain['difference']:+.1f} points (95% interval ")
+    assert f": {after} right, before {before}; the teacher " in line
+    lead = desk.texts("p.lead")[0]
+    assert lead.startswith("teacher distilled into student by")
+    assert "CPU core" in lead
+    assert desk.one(".headline").location["y"] < 300
+    assert "well-formed" in desk.texts("th")
+    assert all(0 <= row["1"]["well_formed"] <= 1 for row in measures.values())
+
+
+@pytest.mark.parametrize("colors", ["light", "dark"])
+def test_everyone_can_read_it(calm: Path, desk: Page, colors: str) -> None:
+    desk.prefer(colors)
+    desk.open(calm / "report.html")
+    assert violations(desk) == []
+    background = desk.run("getComputedStyle(document.body).backgroundColor")
+    assert (background == "rgb(255, 255, 255)") == (colors == "light")
+    desk.prefer("light")
+
+
+def test_it_is_printed_without_what_has_to_be_clicked(calm: Path, desk: Page) -> None:
+    desk.open(calm / "report.html")
+    desk.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    assert not desk.one("#reader").is_displayed()
+    assert desk.one("table").is_displayed()
+    printed = desk.driver.execute_cdp_cmd("Page.printToPDF", {})["data"]
+    assert base64.b64decode(printed).startswith(b"%PDF")
+    desk.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
 
 
 def test_answers_side_by_side(calm: Path, desk: Page) -> None:

@@ -87,20 +87,28 @@ def test_killed_in_the_middle_and_with_an_arm_that_fails(tmp_path: Path) -> None
         log = Path(message.rpartition("(")[2].rstrip(")"))
         assert "no response is chosen" in log.read_text()
     assert "steps need what failed" in failed.stderr
+    assert "not every arm is done with seeds 1, 2: left out" in failed.stdout
+    assert (tmp_path / "study" / "das" / "seed-2" / "report.html").is_file()
     assert "Traceback" not in failed.stderr
     assert all(finished(tmp_path)[name] == when for name, when in before.items())
 
     done = run(written(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert "47 steps, 47 of them done before" in done.stdout
+    assert "42 steps, 42 of them done before" in done.stdout
     folder = tmp_path / "study"
     check_numbers(folder)
-    for name in ("study.html", "study.md", "random/seed-1/report.html", "das/seed-2/final/model.safetensors"):
+    for name in (
+        "study.html",
+        "study.md",
+        "random/seed-1/report.html",
+        "das/seed-2/final/model.safetensors",
+        "das/seed-1/recipe.yaml",
+    ):
         assert (folder / name).is_file(), name
     assert len(list((folder / "figures").glob("*.svg"))) == 7
     assert "DAS against random" in done.stdout
     counted = run(file.with_name("study.yaml"), "--dry-run")
-    assert "2 arms with 2 seeds: 47 different steps, 47 of them done" in counted.stdout
+    assert "2 arms with 2 seeds: 42 different steps, 42 of them done" in counted.stdout
 
 
 def check_numbers(folder: Path) -> None:

@@ -35,7 +35,8 @@ def recorded(seed: int = 0) -> pa.Table:
             extracted = "42" if right else None if reason in ("truncated", "no_answer") else str(random.integers(3))
             rows.append(
                 {"uuid": f"p{problem}", "temperature": 1.0, "sample_index": index, "tokens": int(random.integers(10, 99)),
-                 "finish_reason": "length" if cut else "stop", "correct": right, "extracted": extracted, "reason": reason}
+                 "finish_reason": "length" if cut else "stop", "correct": right, "extracted": extracted, "reason": reason,
+                 "domain": ["algebra", "geometry", None][problem % 3], "problem": None if index % 4 else "no_answer"}
             )  # fmt: skip
     random.shuffle(rows)  # type: ignore[arg-type]
     table = pa.Table.from_pylist(rows)
@@ -49,6 +50,10 @@ def test_measures_equal_independent_ones() -> None:
     by_problem = [[row["correct"] for row in rows if row["uuid"] == f"p{n}"] for n in range(PROBLEMS)]
     means = np.mean(by_problem, axis=1)
     assert found["samples"] == SAMPLES
+    assert found["well_formed"] == 0.75
+    assert list(found["domains"]) == ["algebra", "geometry", "no domain"]
+    assert found["domains"]["geometry"]["mean"] == pytest.approx(means[1::3].mean())
+    assert found["domains"]["no domain"]["problems"] == PROBLEMS // 3
     assert found["accuracy"]["mean"] == pytest.approx(means.mean())
     assert found["accuracy"]["standard_error"] == pytest.approx(stats.sem(means))
     low, high = stats.t.interval(0.95, PROBLEMS - 1, means.mean(), stats.sem(means))

@@ -11,6 +11,7 @@ import yaml
 from dasd_megatron.cli.main import main
 from dasd_megatron.config.load import load_recipe
 from dasd_megatron.pipeline.graph import build_steps
+from dasd_megatron.studies.machine_shares import Machine
 from dasd_megatron.studies.study import load_study, steps_of
 from dasd_megatron.utils.errors import UserError
 from tests.conftest import ROOT
@@ -55,7 +56,10 @@ def test_arms_share_the_steps_that_they_have_in_common(tmp_path: Path) -> None:
 def test_a_run_of_a_study_is_a_run_like_any_other(tmp_path: Path) -> None:
     run = load_study(written(tmp_path, settings={"training.epochs": 3})).of_arm("random")[1]
     run.write_recipe()
-    assert run.file == tmp_path / "study" / "random" / "seed-2" / "recipe.yaml"
+    assert run.recipe.run_dir == tmp_path / "study" / "random" / "seed-2"
+    assert run.file.parent == tmp_path / "study" / "recipes"
+    other = load_study(written(tmp_path, settings={"training.epochs": 4})).of_arm("random")[1]
+    assert other.file != run.file  # jobs that are queued keep theirs
     recipe = load_recipe(run.file)
     assert (recipe.seed, recipe.training.epochs, recipe.selection.method) == (2, 3, "random")
     assert {n: s.folder for n, s in build_steps(recipe).items()} == {n: s.folder for n, s in run.steps.items()}
@@ -66,17 +70,17 @@ def test_settings_of_any_type(tmp_path: Path) -> None:
     content = yaml.safe_load(path.read_text())
     content["arms"]["das"] = {
         "stages": [{"name": "only", "kind": "sampled", "temperature": 0.6, "training": {"epochs": 2}}],
-        "student.system_prompt": "yes: {a, 'b'}\nnext",
+        "sentence_end": "[;:!{}'\n]+ # none",
         "evaluation.benchmarks.0.since": "2025-01-02",
         "selection.total": None,
     }
     path.write_text(yaml.safe_dump(content, sort_keys=False))
-    with pytest.raises(UserError, match=r"arms\.das: its evaluation\.benchmarks aren't those of arms\.random"):
+    with pytest.raises(UserError, match=r"arms\.das: its step benchmark_arithmetic isn't that of arms\.random"):
         load_study(path)
     del content["arms"]["das"]["evaluation.benchmarks.0.since"]
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     recipe = load_study(path).of_arm("das")[0].recipe
-    assert recipe.student.system_prompt == "yes: {a, 'b'}\nnext"
+    assert recipe.sentence_end == "[;:!{}'\n]+ # none"
     assert [stage.name for stage in recipe.stages] == ["only"]
 
 
@@ -96,6 +100,16 @@ def test_settings_of_any_type(tmp_path: Path) -> None:
         ({"arms": {"a": {"training.epoch": 3}}}, "arms.a: examples/toy/recipe.yaml: unknown key 'training.epoch'"),
         ({"arms": {"a": {"evaluation.benchmarks": []}}}, "has no evaluation.benchmarks"),
         ({"recipe": "absent.yaml"}, "absent.yaml: no such file"),
+        (
+            {"arms": {"a": {"evaluation.samples": 2}}},
+            "arms.das: its step answer_student_arithmetic isn't that of arms.a",
+        ),
+        (
+            {"arms": {"a": {"evaluation.benchmarks.0.grader": "exact"}}},
+            "its step grade_student_arithmetic isn't that of",
+        ),
+        ({"arms": {"a": {"evaluation.teacher": False}}}, "its step answer_student_arithmetic isn't that of arms.a"),
+        ({"arms": {"a": {"parallel.data": 1}}}, "arms.das and arms.a make the same model"),
         ({"arm": {}}, "unknown key 'arm'"),
     ],
 )
@@ -115,3 +129,28 @@ def test_a_dry_run_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert f"2 arms with 2 seeds: {count} different steps, 0 of them done" in out
     assert "known once a step of each kind is done" in out
     assert not (tmp_path / "study").exists()
+
+
+def test_steps_side_by_side_share_a_machine(tmp_path: Path) -> None:
+    steps = load_study(written(tmp_path, settings={"engine.tensor_parallel": 2})).runs[0].steps
+    train, sample, grade = (
+        steps[name] for name in ("train_low_temperature", "sample_low_temperature", "grade_student_arithmetic")
+    )
+    cpus = Machine(frozenset(range(4)), ())
+    assert [cpus.needs(step) for step in (train, sample, grade)] == [(2, 0), (2, 0), (1, 0)]
+    first, second = cpus.take(train), cpus.take(sample)
+    assert first is not None
+    assert second is not None
+    assert not first.cores & second.cores
+    assert cpus.take(grade) is None
+    cpus.give_back(first)
+    assert cpus.take(grade) is not None
+
+    gpus = Machine(frozenset(range(10)), ("0", "1", "2", "3"))
+    assert gpus.needs(train) == (4, 2)
+    assert gpus.needs(sample) == (8, 4)  # launch.replicas=2 engines of two
+    assert gpus.needs(grade) == (1, 0)
+    both = [gpus.take(train), gpus.take(train)]
+    assert [share.gpus for share in both if share] == [("0", "1"), ("2", "3")]
+    assert gpus.take(sample) is None
+    assert gpus.take(grade) is not None

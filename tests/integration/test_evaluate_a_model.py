@@ -64,7 +64,7 @@ def test_the_page(evaluated: Path) -> None:
         page.choose(".reader .marks", "right")
         assert page.one(".reader .found").text.endswith(f"of {PROBLEMS} prompts")
         assert "Complete the following Python function." in page.one(".reader .prompt").text
-        assert all("right" in title for title in page.texts(".reader .card h4"))
+        assert all("right" in title for title in page.texts(".reader .card h3"))
         assert "def " in page.texts(".reader .card .text")[0]
         page.choose(".reader .marks", "wrong")
         assert page.all(".reader .card")

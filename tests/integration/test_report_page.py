@@ -97,7 +97,7 @@ def test_answers_side_by_side(calm: Path, desk: Page) -> None:
     (problem,) = (row for row in rows(calm, "benchmark_arithmetic", "prompts", []) if row["uuid"] == uuid)
     assert desk.one(".reader .prompt").text == problem["input"]
     assert desk.one(".reader .reference").text == f"Reference: {problem['answer']}"
-    titles, texts, facts = (desk.texts(f"{CARDS} {part}") for part in ("h4", ".text", ".facts"))
+    titles, texts, facts = (desk.texts(f"{CARDS} {part}") for part in ("h3", ".text", ".facts"))
     shown = iter(zip(titles, texts, facts, strict=True))
     for model in ("student", "low_temperature", "high_temperature", "mixed_policy", "teacher"):
         answers = [row for row in rows(calm, f"grade_{model}_arithmetic", "answers", []) if row["uuid"] == uuid]
@@ -114,7 +114,7 @@ def test_filters_by_mark_and_search(calm: Path, desk: Page) -> None:
     desk.open(calm / "report.html")
     total = len(desk.all(".reader .items li"))
     desk.choose(".reader .marks", "wrong")
-    assert all("wrong" in title for title in desk.texts(f"{CARDS} h4"))
+    assert all("wrong" in title for title in desk.texts(f"{CARDS} h3"))
     desk.choose(".reader .marks", "all responses")
     problem = desk.texts(".reader .prompt")[0]
     desk.search(problem)
@@ -136,7 +136,7 @@ def test_candidates_are_shaded_as_they_were_scored(calm: Path, desk: Page) -> No
     prompt = desk.one(".reader .prompt").text
     for card in desk.all(CARDS):
         text = card.find_element("css selector", ".text").text
-        assert ("taken" in card.find_element("css selector", "h4").text) == ((prompt, text) in taken)
+        assert ("taken" in card.find_element("css selector", "h3").text) == ((prompt, text) in taken)
     sentence = desk.one(".reader .shaded")
     sentence.click()
     said = desk.one(".reader .sentence").text

@@ -87,7 +87,7 @@
   }
 
   function drawn(card) {
-    const made = make("article", "card"), title = make("h4", "", card.title), text = make("div", "text");
+    const made = make("article", "card"), title = make("h3", "", card.title), text = make("div", "text");
     for (const mark of card.marks) title.append(make("span", "mark" + (GOOD.has(mark) ? " good" : BAD.has(mark) ? " bad" : ""), mark));
     const line = make("p", "sentence");
     text.append(...card.pieces.map((piece) => drawnPiece(piece, line)));

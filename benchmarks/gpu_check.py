@@ -13,8 +13,10 @@ examples:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -27,6 +29,8 @@ from benchmarks.gpu_page import page, summary_of
 from dasd_megatron.utils.files import write_json
 
 RUN, STAND_IN = [sys.executable, "-m"], "tests.helpers.te_on_cpu.run"
+# What a check that doesn't end counts as, as with timeout(1).
+TOO_LONG = 124
 
 
 def run(check: Check, output: Path, gpus: int, stand_in: bool) -> dict[str, Any]:
@@ -37,34 +41,38 @@ def run(check: Check, output: Path, gpus: int, stand_in: bool) -> dict[str, Any]
         arguments.append(f"--junitxml={report.resolve()}")
     command = [*RUN, *([STAND_IN] if stand_in and check.emulated else []), *arguments]
     start, code = time.monotonic(), 0
-    with log.open("w") as file:
+    with (
+        log.open("w") as file,
+        # In a session of its own: what it started is ended with it, and doesn't hold the GPUs.
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=file, text=True, env=dict(os.environ), start_new_session=True
+        ) as process,
+    ):
         try:
-            done = subprocess.run(
-                command,
-                stdout=subprocess.PIPE,
-                stderr=file,
-                text=True,
-                timeout=60 * check.minutes,
-                env=dict(os.environ),
-            )
-            printed, code = done.stdout, done.returncode
-        except subprocess.TimeoutExpired as error:
-            printed = error.stdout.decode(errors="replace") if isinstance(error.stdout, bytes) else error.stdout or ""
-            code = 124
+            printed, code = process.communicate(timeout=60 * check.minutes)[0], process.returncode
+        except subprocess.TimeoutExpired:
+            code = TOO_LONG
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        if code == TOO_LONG:
+            printed = process.communicate()[0]
         file.write(printed)
     found: dict[str, Any] = {
         "seconds": round(time.monotonic() - start, 1),
         "code": code,
         "command": " ".join(command[1:]),
     }
-    if code == 124:
+    if code == TOO_LONG:
         found["problem"] = f"no end within {check.minutes:g} minutes"
     elif check.is_test and report.is_file():
         found["tests"] = tests_of(report)
     elif code == 0:
         found["result"] = json.loads(printed.splitlines()[-1])
-    if code not in (0, 5) and "problem" not in found:  # 5: pytest ran none
+    if code and "problem" not in found:
         found["problem"] = next((line for line in reversed(log.read_text().splitlines()) if line.strip()), "no message")
+    if not code and check.is_test and not found["tests"]["passed"]:
+        found["problem"] = "every test was skipped"
     return found
 
 
@@ -116,9 +124,10 @@ def main() -> int:
         )
         return 2
     kept = json.loads(path.read_text()) if path.is_file() else {}
-    checks = kept["checks"] if kept.get("machine") == facts else {}
+    same = {**kept.get("machine", {}), "date": facts["date"]} == facts
+    checks = kept["checks"] if same else {}
     for check in CHECKS:
-        done = checks.get(check.name, {}).get("code") in (0, 5)
+        done = check.name in checks and "problem" not in checks[check.name]
         if check.name not in args.only or done or (args.stand_in and check.tiny is None):
             continue
         print(f"{check.name} ...", end=" ", flush=True)

@@ -45,6 +45,7 @@ def summary_of(found: Mapping[str, Any]) -> str:
         counts = [f"{tests['passed']} passed"]
         counts += [f"**{len(tests['failed'])} failed**"] if tests["failed"] else []
         counts += [f"{len(tests['skipped'])} skipped"] if tests["skipped"] else []
+        counts += [] if tests["passed"] or tests["failed"] else ["**nothing was checked**"]
         return ", ".join(counts)
     return f"**failed**: {found['problem']}" if "problem" in found else "measured"
 

@@ -87,7 +87,7 @@ class ClusterNodes:
         self._recipe, self._cluster = recipe, cluster
         self.gpu: GpuName | None = cluster.gpu if cluster.gpus_per_node else None
         self.gpu_hour_price = cluster.gpu_hour_price
-        self.description: object = cluster.model_dump(mode="json")
+        self.description: object = cluster.model_dump(mode="json", exclude={"gpu_hour_price", "account", "secrets"})
 
     def processes(self, step: Step) -> int:
         """Of a step, on all its nodes."""

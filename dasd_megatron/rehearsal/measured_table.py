@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 from dasd_megatron.config.gpu_specs import GIB, GPU_SPECS, GpuName
@@ -15,6 +16,8 @@ from dasd_megatron.planning.memory_estimate import Backend, rank_memory
 from dasd_megatron.rehearsal.machines import Machines
 from dasd_megatron.rehearsal.measurements import EngineSpeed, Measurements, TrainingSpeed
 from dasd_megatron.sampling.decoding_speed import tokens_per_second, weight_bytes
+from dasd_megatron.steps.cost_estimate import Unknown
+from dasd_megatron.utils.errors import UserError
 
 Row = tuple[str, str, str]
 
@@ -39,11 +42,13 @@ def _of_engine(recipe: Recipe, role: EngineRole, speed: EngineSpeed, gpu: GpuNam
     if known and gpu is not None and speed.scored:
         forward = training_flops(shape, [speed.scored_length]) / 3 / speed.scored_length
         scores = _rate(engine.gpus * GPU_SPECS[gpu].peak() * expected.mfu / forward)
-    if known and gpu is not None:
-        spec = GPU_SPECS[gpu]
+    if known and gpu is not None and speed.decoded:
         weights = weight_bytes(folder, shape, engine)
-        planned = tokens_per_second(shape, weights, engine, spec, speed.length, speed.sequences, expected.mbu)
-        decodes = _rate(planned)
+        with contextlib.suppress(Unknown, UserError):  # by the data sheet the weights don't fit, and they did
+            planned = tokens_per_second(
+                shape, weights, engine, GPU_SPECS[gpu], speed.length, speed.sequences, expected.mbu
+            )
+            decodes = _rate(planned)
     if speed.decoded:
         yield (f"{role}: decodes, an engine", _rate(speed.decoded), decodes)
         yield (f"{role}: sequences together, of (mean)", f"{speed.sequences:,} of {speed.length:,.0f} tokens", "")

@@ -94,7 +94,7 @@ def _few_steps(content: dict[str, Any]) -> None:
     content.setdefault("training", {}).update(own, steps=STEPS_OF_OTHERS)
     for number, stage in enumerate(content["stages"]):
         stage["training"] = {**stage.get("training", {}), **own, "steps": STEPS if number == 0 else STEPS_OF_OTHERS}
-    content.setdefault("logging", {})["every"] = 1
+    content.setdefault("logging", {}).update(every=1, wandb_project=None)  # no curves of random tokens beside the run's
 
 
 def _small_jobs(
@@ -108,7 +108,7 @@ def _small_jobs(
     for role, step in widest.items():
         if role == "scorer" and "student" in widest and recipe.engine.of("scorer") == recipe.engine.of("student"):
             continue  # probed as one
-        nodes = own.get(step.name, {}).get("nodes") or recipe.launch.sampling.nodes
+        nodes = own.get(step.name, {}).get("nodes") or getattr(recipe.launch, step.group).nodes
         own[f"probe_{role}"] = {**own.get(step.name, {}), **({"nodes": nodes} if nodes else {})}
     for group in ("training", "sampling"):
         limit = seconds(getattr(recipe.launch, group).time)

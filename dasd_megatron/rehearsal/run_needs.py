@@ -37,8 +37,13 @@ def run_needs(
 
 
 def _setting(recipe: Recipe, machines: Machines) -> str:
-    sections = ("engine", "parallel", "memory", "launch")
-    content = [getattr(recipe, name).model_dump(mode="json") for name in sections]
+    """What numbers depend on. Time limits and what they imply are none of it: a verdict asks to change them."""
+    content = [getattr(recipe, name).model_dump(mode="json") for name in ("engine", "parallel", "memory", "launch")]
+    launch = content[-1]
+    for name in ("grace_period_seconds", "retries"):
+        launch.pop(name)
+    for resources in (launch["training"], launch["sampling"], launch["data"], *launch["steps"].values()):
+        resources.pop("time", None)
     return hash_json([*content, machines.description, versions()])
 
 

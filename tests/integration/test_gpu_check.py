@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from markdown import markdown
 
@@ -80,8 +82,20 @@ def test_what_a_check_finds(tmp_path: Path) -> None:
     (tmp_path / "test_odd.py").write_text(
         "import pytest\ndef test_right(): pass\ndef test_wrong(): assert 1 == 2\ndef test_left(): pytest.skip('one GPU')\n"
     )
+    (tmp_path / "test_absent.py").write_text("import pytest\ndef test_left(): pytest.skip('no vLLM')\n")
     options = ["-q", "-p", "no:cacheprovider", "-o", "addopts="]
+    left = tmp_path / "left"
+    starts_another = "; ".join(
+        (
+            "import subprocess, time",
+            f"subprocess.Popen(['sleep', '3600.{os.getpid()}'])",
+            f"open({str(left)!r}, 'w')",
+            "time.sleep(60)",
+        )
+    )
     checks = {
+        "absent": Check("absent", "?", ["pytest", str(tmp_path / "test_absent.py"), *options], None),
+        "hangs": Check("hangs", "?", ["timeit", "-n1", "-r1", starts_another], None, minutes=0.05),
         "tests": Check("tests", "?", ["pytest", str(tmp_path / "test_odd.py"), *options], None),
         "gone": Check("gone", "?", ["benchmarks.gone"], None),
         "slow": Check("slow", "?", ["timeit", "-n1", "-r1", "import time; time.sleep(60)"], None, minutes=0.02),
@@ -90,6 +104,10 @@ def test_what_a_check_finds(tmp_path: Path) -> None:
     assert summary_of(found["tests"]) == "1 passed, **1 failed**, 1 skipped"
     assert "No module named benchmarks.gone" in summary_of(found["gone"])
     assert summary_of(found["slow"]) == "**failed**: no end within 0.02 minutes"
+    assert found["absent"]["problem"] == "every test was skipped"
+    assert "**nothing was checked**" in summary_of(found["absent"])
+    assert left.exists()
+    assert not any(f"3600.{os.getpid()}" in (p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"]))
     machine = {
         "gpus": ["H100", "H100"],
         "cuda": "13",

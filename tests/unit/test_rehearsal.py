@@ -57,6 +57,8 @@ TRAINING = TrainingSpeed(
     longest_step=2.0,
     longest_save=4.0,
 )
+# Of an engine that only scores nothing is known of decoding.
+SCORER = dataclasses.replace(ENGINE, decoded=0.0, length=0.0, sequences=0)
 CLUSTER = ClusterConfig(account="a", partition="p", gpu_hour_price=2.0)
 
 
@@ -72,7 +74,7 @@ def toy(*overrides: str) -> Recipe:
 def measured(recipe: Recipe, responses: Mapping[str, int] | None = None, seconds: float = 3.0) -> Measurements:
     return Measurements(
         seconds=dict.fromkeys(build_steps(recipe), seconds),
-        engines={"teacher": ENGINE, "student": ENGINE, "scorer": dataclasses.replace(ENGINE, decoded=0.0)},
+        engines={"teacher": ENGINE, "student": ENGINE, "scorer": SCORER},
         training=TRAINING,
         lengths=Lengths(prompt=20, responses=responses or {}, spread=1.2 if responses else None),
     )
@@ -149,6 +151,26 @@ def test_other_settings_are_rehearsed_again() -> None:
                 assert (step.key != other[name].key) == again, (override, name)
     elsewhere = build_steps(recipe_of_rehearsal(toy(), ClusterNodes(toy(), CLUSTER)))
     assert elsewhere["train_low_temperature"].key != steps["train_low_temperature"].key
+
+
+def test_what_a_verdict_asks_for_is_not_rehearsed_again() -> None:
+    """Time limits shape no number, and a price none that is measured."""
+
+    def settings(recipe: Recipe, cluster: ClusterConfig) -> str:
+        rehearsal = recipe_of_rehearsal(recipe, ClusterNodes(recipe, cluster)).rehearsal
+        assert rehearsal is not None
+        return rehearsal.setting
+
+    changed = toy("launch.grace_period_seconds=7", "launch.retries=1", "launch.training.time='01:00:00'")
+    assert settings(changed, CLUSTER) == settings(toy(), CLUSTER.model_copy(update={"gpu_hour_price": 3.0}))
+    assert settings(toy("launch.training.nodes=2"), CLUSTER) != settings(toy(), CLUSTER)
+
+
+def test_the_probe_of_servers_elsewhere_needs_no_nodes_for_engines() -> None:
+    servers = "engine.teacher={name: server, server: {endpoints: ['http://node1:8000/v1']}}"
+    own = recipe_of_rehearsal(toy(servers, "launch.sampling.nodes=8"), ThisMachine())
+    assert "nodes" not in own.launch.steps["probe_teacher"].written()
+    assert own.launch.steps["probe_student"].written()["nodes"] == 8
 
 
 def test_probes_get_the_nodes_of_the_widest_step() -> None:

@@ -7,13 +7,14 @@
   learn from.
 
 Both models are Apache-2.0. Their weights were quantized to 4 bits and are not those that their authors published. What is there
-already isn't made again. Needs pip, and the packages ``gguf`` and ``reasoning-gym``.
+already isn't made again. Needs pip and the package ``gguf``; ``reasoning-gym`` is installed into a temporary folder.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -24,7 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-TRAIN, TEST = 600, 240
+GYM = "reasoning-gym==0.1.25"
+# Files of problems: how many, and the seed.
+FILES = {"test": (240, 9000), "train": (600, 1000)}
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,24 @@ def draw_problems(count: int, seed: int, taken: set[str]) -> list[dict[str, str]
     return rows
 
 
+def write_problems(output: Path) -> None:
+    """Both files; in a process that finds reasoning-gym."""
+    taken: set[str] = set()
+    for name, (count, seed) in FILES.items():
+        path, rows = output / f"{name}.jsonl", draw_problems(count, seed, taken)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        print(f"{path}: {len(rows)} problems", flush=True)
+
+
+def make_problems(output: Path) -> None:
+    """Both files, by a reasoning-gym that nothing else sees."""
+    with tempfile.TemporaryDirectory() as folder:
+        print(f"fetching {GYM}", flush=True)
+        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--target", folder, GYM], check=True)
+        command = [sys.executable, __file__, "--output", str(output), "--problems"]
+        subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": folder})
+
+
 def main() -> None:
     """Makes what isn't there."""
     parser = argparse.ArgumentParser(
@@ -120,14 +141,14 @@ def main() -> None:
         epilog="example: python examples/real_pair/make.py",
     )
     parser.add_argument("--output", type=Path, default=HERE, help="folder to write to (default: that of this script)")
+    parser.add_argument("--problems", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    taken: set[str] = set()
-    for name, count, seed in (("test", TEST, 9000), ("train", TRAIN, 1000)):
-        path = args.output / f"{name}.jsonl"
-        rows = draw_problems(count, seed, taken)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        print(f"{path}: {len(rows)} problems")
+    args.output.mkdir(parents=True, exist_ok=True)
+    if args.problems:
+        write_problems(args.output)
+        return
+    if not all((args.output / f"{name}.jsonl").is_file() for name in FILES):
+        make_problems(args.output)
     for name, packed in MODELS.items():
         folder = args.output / "models" / name
         if not folder.is_dir():

@@ -36,7 +36,9 @@ def require_nemo_run() -> None:
     warnings.filterwarnings("ignore", module="fastapi")  # of a library that NeMo-Run imports
     try:
         import nemo_run  # noqa: F401
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as error:
+        if error.name != "nemo_run":
+            raise
         raise UserError(
             "--executor slurm needs NeMo-Run, which isn't installed: pip install dasd-megatron[launch]"
         ) from None

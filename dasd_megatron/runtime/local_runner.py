@@ -109,7 +109,7 @@ def start(
 
     def prepare() -> None:
         in_child()
-        if cores:
+        if cores and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, cores)
 
     return subprocess.Popen(command, env=environment, preexec_fn=prepare, stdout=log, stderr=log)

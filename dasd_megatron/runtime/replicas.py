@@ -47,8 +47,15 @@ def gpu_shares(count: int, gpus_each: int) -> list[dict[str, str]]:
 
 
 def cpu_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many CPU cores this process may use."""
+    return len(usable_cores())
+
+
+def usable_cores() -> frozenset[int]:
+    """CPU cores that this process may use, by number; all where the system doesn't restrict them (macOS)."""
+    if hasattr(os, "sched_getaffinity"):
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset(range(os.cpu_count() or 1))
 
 
 def visible_gpus() -> list[str]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 
-from dasd_megatron.runtime.replicas import visible_gpus
+from dasd_megatron.runtime.replicas import usable_cores, visible_gpus
 from dasd_megatron.steps.step import Ranks, Replicas, Step
 
 
@@ -25,7 +24,7 @@ class Machine:
         all_cores, all_gpus: of the machine, as far as this process may use it.
     """
 
-    all_cores: frozenset[int] = field(default_factory=lambda: frozenset(os.sched_getaffinity(0)))
+    all_cores: frozenset[int] = field(default_factory=usable_cores)
     all_gpus: tuple[str, ...] = field(default_factory=lambda: tuple(visible_gpus()))
 
     def __post_init__(self) -> None:

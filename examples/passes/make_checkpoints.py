@@ -7,7 +7,7 @@ sums, until two in a row end in the same digit, which is the answer::
 
 A slip (2% of the teacher's steps) isn't noticed where it is made, and later steps go on from it; the next pass finds it. So
 a teacher can go on from any mistake of a student, however late, and a student that makes more of them writes more passes: it
-runs long. Mixed policy, which learns from such answers, has something to teach here; in ``examples/toy`` it hasn't.
+runs long. Mixed policy learns from such answers, so that it can be tested fairly here, as ``examples/toy`` can't.
 
 The teacher has learned passes; the student works problems of 2-3 products in one.
 """
